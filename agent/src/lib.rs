@@ -1,0 +1,2 @@
+//! spp-agent
+#![forbid(unsafe_code)]

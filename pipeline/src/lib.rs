@@ -1,0 +1,2 @@
+//! spp-pipeline
+#![forbid(unsafe_code)]

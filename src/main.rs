@@ -1,0 +1,2 @@
+//! The `spp` binary.
+fn main() {}
