@@ -1,1 +1,18 @@
-//! spp-drivers
+//! Packet memory, VFIO, the port trait and the NIC drivers behind it.
+//!
+//! The lowest layer of spp: nothing here knows of guests, components or etcd.
+//! Reading order: [`dma`] (what a packet is), [`burst`] and [`port`] (how packets
+//! move), [`spsc`] (how two cores share), then one NIC directory.
+
+pub mod burst;
+pub mod dma;
+pub mod mac;
+pub mod pci;
+pub mod port;
+pub mod ring_port;
+pub mod spsc;
+pub mod stats;
+pub mod tsc;
+
+pub use burst::{BURST, Burst};
+pub use mac::MacAddr;

@@ -1,0 +1,407 @@
+// UNSAFETY: turns slot numbers into slices of packet memory.
+//! [`PacketBuf`]: one received or to-be-sent frame, owned by the CPU.
+//!
+//! Sixteen bytes, so that four fit a cache line of a ring between cores, and a plain
+//! frame is described whole: no metadata line travels with it. Frames longer than one
+//! buffer are chains; chain links and offload data live in a side table no device
+//! can reach.
+
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+
+use super::iova::Iova;
+use super::pool::PoolShared;
+use super::{DATA_ROOM, HEADROOM};
+
+const SLOT_MASK: u32 = 0x00ff_ffff;
+const CHAINED: u32 = 1 << 31;
+const OFFLOAD: u32 = 1 << 30;
+
+/// Checksum and segmentation work a frame still needs, as virtio's header has it
+/// (virtio 1.2, 5.1.6), without the buffer count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// VIRTIO_NET_HDR_F_* bits.
+    pub flags: u8,
+    /// VIRTIO_NET_HDR_GSO_*.
+    pub gso_type: u8,
+    /// Length of the headers in bytes.
+    pub hdr_len: u16,
+    /// Payload bytes per segment.
+    pub gso_size: u16,
+    /// Where checksumming starts.
+    pub csum_start: u16,
+    /// Where the checksum goes, from `csum_start`.
+    pub csum_offset: u16,
+}
+
+/// Side-table entry of one slot; belongs to the slot's owner.
+#[derive(Default)]
+pub(super) struct Meta {
+    next: Option<PacketBuf>,
+    offload: Offload,
+}
+
+/// A frame owned by the CPU. No `Clone`: giving it to a ring, a device slot or
+/// [`PoolCache::free`](super::PoolCache::free) moves it away, and dropping it returns it to its
+/// pool (correct anywhere, but slower than a core's cache).
+#[repr(C)]
+pub struct PacketBuf {
+    pool: NonNull<PoolShared>,
+    slot_flags: u32,
+    off: u16,
+    len: u16,
+}
+
+const _: () = assert!(size_of::<PacketBuf>() == 16 && size_of::<Option<PacketBuf>>() == 16);
+
+// SAFETY: a PacketBuf is the only owner of its slot, and PoolShared is Sync.
+unsafe impl Send for PacketBuf {}
+
+/// A frame does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoRoom;
+
+impl PacketBuf {
+    #[inline(always)]
+    pub(super) fn new(pool: NonNull<PoolShared>, slot: u32, off: u16) -> Self {
+        debug_assert!(slot <= SLOT_MASK);
+        PacketBuf { pool, slot_flags: slot, off, len: 0 }
+    }
+
+    #[inline(always)]
+    pub(super) fn pool(&self) -> NonNull<PoolShared> {
+        self.pool
+    }
+
+    #[inline(always)]
+    pub(super) fn slot(&self) -> u32 {
+        self.slot_flags & SLOT_MASK
+    }
+
+    #[inline(always)]
+    fn shared(&self) -> &PoolShared {
+        // SAFETY: PoolOwner keeps the pool allocated while any of its packets is out.
+        unsafe { self.pool.as_ref() }
+    }
+
+    #[inline(always)]
+    fn meta(&mut self) -> &mut Meta {
+        let cell = self.shared().meta(self.slot());
+        // SAFETY: the entry belongs to the owner of the slot, which is self, borrowed mutably.
+        unsafe { &mut *cell }
+    }
+
+    #[inline(always)]
+    fn meta_ref(&self) -> &Meta {
+        let cell = self.shared().meta(self.slot());
+        // SAFETY: the entry belongs to the owner of the slot, which is self.
+        unsafe { &*cell }
+    }
+
+    /// First byte of the frame (of this segment), for a device or a copy loop.
+    #[inline(always)]
+    pub fn data_ptr(&self) -> NonNull<u8> {
+        let buffer = self.shared().slot_ptr(self.slot());
+        // SAFETY: off + len <= HEADROOM + DATA_ROOM is kept by every method that changes them.
+        unsafe { buffer.add(self.off as usize) }
+    }
+
+    /// Where a device finds the first byte of this segment.
+    #[inline(always)]
+    pub fn iova(&self) -> Iova {
+        self.shared().slot_iova(self.slot()).offset(u64::from(self.off))
+    }
+
+    /// Length of this (first) segment in bytes.
+    #[allow(clippy::len_without_is_empty)]
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Length of the whole frame in bytes.
+    #[inline(always)]
+    pub fn total_len(&self) -> usize {
+        if self.is_chained() { self.segments().map(<[u8]>::len).sum() } else { self.len() }
+    }
+
+    /// Bytes of this (first) segment. The buffer is the CPU's: a device it was posted to has
+    /// completed it, and no other device knows it.
+    #[inline(always)]
+    pub fn data(&self) -> &[u8] {
+        // SAFETY: data_ptr is valid for len initialised bytes (memory starts zeroed), owned by self.
+        unsafe { std::slice::from_raw_parts(self.data_ptr().as_ptr(), self.len()) }
+    }
+
+    /// As [`data`](Self::data), writable.
+    #[inline(always)]
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in data(), and self is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.data_ptr().as_ptr(), self.len()) }
+    }
+
+    /// Bytes free behind the segment.
+    #[inline(always)]
+    pub fn tailroom(&self) -> usize {
+        HEADROOM + DATA_ROOM - (self.off + self.len) as usize
+    }
+
+    /// Bytes free in front of the segment.
+    #[inline(always)]
+    pub fn headroom(&self) -> usize {
+        self.off as usize
+    }
+
+    /// Sets the length of this segment, for bytes that a device or a copy loop wrote behind
+    /// [`data_ptr`](Self::data_ptr). Refuses more than the buffer holds.
+    #[inline(always)]
+    pub fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
+        if len > HEADROOM + DATA_ROOM - self.off as usize {
+            return Err(NoRoom);
+        }
+        self.len = len as u16;
+        Ok(())
+    }
+
+    /// Moves the start of an empty segment: `headroom` bytes stay free before it.
+    #[inline(always)]
+    pub fn reserve(&mut self, headroom: usize) -> Result<(), NoRoom> {
+        if self.len != 0 || headroom > HEADROOM + DATA_ROOM {
+            return Err(NoRoom);
+        }
+        self.off = headroom as u16;
+        Ok(())
+    }
+
+    /// Writes `bytes` behind this segment.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
+        let old = self.len();
+        if bytes.len() > self.tailroom() {
+            return Err(NoRoom);
+        }
+        self.len += bytes.len() as u16;
+        self.data_mut()[old..].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Grows the segment by `n` bytes at its front; their content is whatever was there.
+    #[inline(always)]
+    pub fn push_front(&mut self, n: usize) -> Result<(), NoRoom> {
+        if n > self.off as usize {
+            return Err(NoRoom);
+        }
+        self.off -= n as u16;
+        self.len += n as u16;
+        Ok(())
+    }
+
+    /// Cuts `n` bytes off the front of the segment.
+    #[inline(always)]
+    pub fn pull_front(&mut self, n: usize) -> Result<(), NoRoom> {
+        if n > self.len() {
+            return Err(NoRoom);
+        }
+        self.off += n as u16;
+        self.len -= n as u16;
+        Ok(())
+    }
+
+    /// True when the frame goes on in another buffer.
+    #[inline(always)]
+    pub fn is_chained(&self) -> bool {
+        self.slot_flags & CHAINED != 0
+    }
+
+    /// Hangs `next` (a segment or a chain) behind this segment, which must be the last of its own chain.
+    #[inline]
+    pub fn chain(&mut self, next: PacketBuf) {
+        debug_assert!(!self.is_chained(), "only the last segment takes a successor");
+        self.meta().next = Some(next);
+        self.slot_flags |= CHAINED;
+    }
+
+    /// Cuts the chain behind this segment and returns the rest.
+    #[inline]
+    pub fn unchain(&mut self) -> Option<PacketBuf> {
+        if !self.is_chained() {
+            return None;
+        }
+        self.slot_flags &= !CHAINED;
+        self.meta().next.take()
+    }
+
+    /// The segment behind this one.
+    #[inline]
+    pub fn next_segment(&self) -> Option<&PacketBuf> {
+        if self.is_chained() { self.meta_ref().next.as_ref() } else { None }
+    }
+
+    /// The last segment of the chain (self when there is no other).
+    pub fn last_segment_mut(&mut self) -> &mut PacketBuf {
+        let mut last = self;
+        while last.is_chained() {
+            last = last.meta().next.as_mut().expect("CHAINED is set together with next");
+        }
+        last
+    }
+
+    /// Segments as packet buffers, first to last.
+    pub fn segment_bufs(&self) -> impl Iterator<Item = &PacketBuf> {
+        std::iter::successors(Some(self), |segment| segment.next_segment())
+    }
+
+    /// Bytes of all segments, in order.
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        self.segment_bufs().map(PacketBuf::data)
+    }
+
+    /// Number of segments, at least 1.
+    #[inline(always)]
+    pub fn n_segments(&self) -> usize {
+        if self.is_chained() { self.segment_bufs().count() } else { 1 }
+    }
+
+    /// Checksum and segmentation work still to be done, if any.
+    #[inline(always)]
+    pub fn offload(&self) -> Option<Offload> {
+        if self.slot_flags & OFFLOAD == 0 { None } else { Some(self.meta_ref().offload) }
+    }
+
+    /// Sets or clears the offload data.
+    pub fn set_offload(&mut self, offload: Option<Offload>) {
+        match offload {
+            Some(offload) => {
+                self.meta().offload = offload;
+                self.slot_flags |= OFFLOAD;
+            }
+            None => self.slot_flags &= !OFFLOAD,
+        }
+    }
+
+    /// Hints the CPU to fetch the frame's first line: call it on the next packet while working on this one.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        let line = self.data_ptr().as_ptr().cast::<i8>();
+        // SAFETY: a prefetch has no effect but on caches, for any address.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line) }
+    }
+
+    /// Copies the whole frame into a new buffer chain from `pool`, offload data included. `None` when the pool is exhausted.
+    pub fn duplicate(&self, pool: &mut super::PoolCache) -> Option<PacketBuf> {
+        let mut head: Option<PacketBuf> = None;
+        for segment in self.segment_bufs() {
+            let Some(mut copy) = pool.alloc() else {
+                head.into_iter().for_each(|partial| pool.free(partial));
+                return None;
+            };
+            let fits = copy.reserve(segment.headroom()).and_then(|()| copy.append(segment.data()));
+            fits.expect("all buffers have one size, and this one starts at the same offset");
+            match &mut head {
+                None => head = Some(copy),
+                Some(first) => first.last_segment_mut().chain(copy),
+            }
+        }
+        let mut head = head?;
+        head.set_offload(self.offload());
+        Some(head)
+    }
+}
+
+impl Drop for PacketBuf {
+    fn drop(&mut self) {
+        let mut next = self.unchain();
+        self.shared().return_stray(self.slot());
+        // A chain is returned in a loop: recursion depth must not depend on a frame's length.
+        while let Some(segment) = next {
+            let mut segment = ManuallyDrop::new(segment);
+            next = segment.unchain();
+            segment.shared().return_stray(segment.slot());
+        }
+    }
+}
+
+impl std::fmt::Debug for PacketBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "PacketBuf {{ slot: {}, off: {}, len: {}, segments: {} }}",
+            self.slot(),
+            self.off,
+            self.len,
+            self.n_segments()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DmaSpace, Pool, PoolCache, PoolConfig};
+    use super::*;
+
+    fn pool() -> (Pool, PoolCache) {
+        let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 64 }).unwrap();
+        let cache = pool.cache();
+        (pool, cache)
+    }
+
+    #[test]
+    fn front_and_tail_never_leave_the_buffer() {
+        let (_pool, mut cache) = pool();
+        let mut p = cache.alloc().unwrap();
+        assert_eq!((p.headroom(), p.tailroom(), p.len()), (HEADROOM, DATA_ROOM, 0));
+        assert_eq!(p.set_len(DATA_ROOM + 1), Err(NoRoom));
+        p.set_len(DATA_ROOM).unwrap();
+        assert_eq!(p.append(&[0]), Err(NoRoom));
+        assert_eq!(p.push_front(HEADROOM + 1), Err(NoRoom));
+        p.push_front(HEADROOM).unwrap();
+        assert_eq!((p.headroom(), p.len()), (0, HEADROOM + DATA_ROOM));
+        assert_eq!(p.pull_front(HEADROOM + DATA_ROOM + 1), Err(NoRoom));
+        p.pull_front(HEADROOM + DATA_ROOM).unwrap();
+        assert_eq!(p.tailroom(), 0);
+    }
+
+    #[test]
+    fn iova_follows_the_data_pointer() {
+        let (_pool, mut cache) = pool();
+        let (a, mut b) = (cache.alloc().unwrap(), cache.alloc().unwrap());
+        b.set_len(10).unwrap();
+        b.pull_front(4).unwrap();
+        let by_pointer = b.data_ptr().as_ptr() as i64 - a.data_ptr().as_ptr() as i64;
+        assert_eq!(b.iova().0 as i64 - a.iova().0 as i64, by_pointer);
+    }
+
+    #[test]
+    fn chains_are_counted_copied_and_returned_whole() {
+        let (pool, mut cache) = pool();
+        let mut p = cache.alloc().unwrap();
+        p.append(&[1; 100]).unwrap();
+        for byte in 2..5 {
+            let mut tail = cache.alloc().unwrap();
+            tail.append(&[byte; 100]).unwrap();
+            p.last_segment_mut().chain(tail);
+        }
+        p.set_offload(Some(Offload { gso_size: 7, ..Offload::default() }));
+        p.push_front(4).unwrap();
+        let copy = p.duplicate(&mut cache).unwrap();
+        assert_eq!((copy.total_len(), copy.n_segments(), copy.offload()), (404, 4, p.offload()));
+        assert!(copy.segments().eq(p.segments()));
+        drop(copy);
+        cache.free(p);
+        drop(cache);
+        assert_eq!(pool.counts().out, 0);
+    }
+
+    #[test]
+    fn copy_that_runs_out_of_buffers_leaks_none() {
+        let (pool, mut cache) = pool();
+        let mut p = cache.alloc().unwrap();
+        for _ in 0..40 {
+            let tail = cache.alloc().unwrap();
+            p.last_segment_mut().chain(tail);
+        }
+        assert!(p.duplicate(&mut cache).is_none());
+        drop((p, cache));
+        assert_eq!(pool.counts().out, 0);
+    }
+}

@@ -1,0 +1,358 @@
+// UNSAFETY: packet buffers are raw memory whose one owner is tracked by slot number.
+//! Buffer pools: a fixed number of equal buffers, and who has them.
+//!
+//! A slot is in the pool's depot, in one core's [`PoolCache`], or out as a
+//! [`PacketBuf`] (with the CPU, or given to a device). Cores trade whole magazines
+//! of [`MAGAZINE`] slots with the depot (Bonwick's magazines), so the shared queue is
+//! touched once per 64 packets and no two cores write the same line for one packet.
+
+use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arrayvec::ArrayVec;
+use crossbeam_queue::ArrayQueue;
+
+use super::buf::{Meta, PacketBuf};
+use super::iova::Iova;
+use super::region::{DmaError, DmaSpace, PageSize, Region};
+use super::{HEADROOM, STRIDE};
+
+/// Slots in a magazine.
+const MAGAZINE: usize = 64;
+
+/// Most caches (cores and queues) one pool serves.
+const MAX_CACHES: usize = 1024;
+
+type Magazine = Box<ArrayVec<u32, MAGAZINE>>;
+
+/// How big a pool is.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolConfig {
+    /// Buffers in it.
+    pub n_buffers: u32,
+}
+
+/// Where a pool's buffers are at one moment. Exact when no core is moving packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct PoolCounts {
+    /// Buffers in all.
+    pub capacity: u32,
+    /// In the depot.
+    pub free: u32,
+    /// In caches of cores, or live as packets.
+    pub out: u32,
+}
+
+/// What all handles of a pool share. Outlives every buffer: see [`PoolOwner`].
+pub(super) struct PoolShared {
+    base: NonNull<u8>,
+    iova: Iova,
+    capacity: u32,
+    /// Per slot, CPU-only: chain link and offload data. Entry i belongs to the owner of slot i.
+    meta: Box<[UnsafeCell<Meta>]>,
+    /// Full magazines, and the empty boxes cores trade for them. A core that hands in a full magazine
+    /// holds two, so at least two of the depot's boxes are empty then.
+    full: ArrayQueue<Magazine>,
+    empty: ArrayQueue<Magazine>,
+    /// Slots dropped outside a hot path, one by one.
+    strays: ArrayQueue<u32>,
+    n_strays: AtomicU32,
+    n_caches: AtomicU32,
+    region: Region,
+}
+
+// SAFETY: base and region are plain memory valid for the life of PoolShared; meta entries are only touched by
+// the one owner of their slot (PacketBuf is not Clone); everything else is atomic.
+unsafe impl Send for PoolShared {}
+// SAFETY: as above.
+unsafe impl Sync for PoolShared {}
+
+impl PoolShared {
+    /// First byte of a slot's buffer (its headroom).
+    #[inline(always)]
+    pub(super) fn slot_ptr(&self, slot: u32) -> NonNull<u8> {
+        debug_assert!(slot < self.capacity);
+        // SAFETY: slot < capacity for every slot number handed out at construction, and the region
+        // was sized for capacity * STRIDE.
+        unsafe { self.base.add(slot as usize * STRIDE) }
+    }
+
+    #[inline(always)]
+    pub(super) fn slot_iova(&self, slot: u32) -> Iova {
+        self.iova.offset(u64::from(slot) * STRIDE as u64)
+    }
+
+    /// The metadata cell of a slot; only its owner may look inside.
+    #[inline(always)]
+    pub(super) fn meta(&self, slot: u32) -> *mut Meta {
+        self.meta[slot as usize].get()
+    }
+
+    /// Takes a slot back, from anywhere. The counter is the last touch of `self`: from then on the
+    /// pool may be freed by its last owner.
+    pub(super) fn return_stray(&self, slot: u32) {
+        let pushed = self.strays.push(slot);
+        debug_assert!(pushed.is_ok(), "the stray queue holds every slot there is");
+        self.n_strays.fetch_add(1, Ordering::Release);
+    }
+
+    /// Slots neither in a cache nor out. Every magazine in the depot is full.
+    fn in_depot(&self) -> u32 {
+        let strays = self.n_strays.load(Ordering::Acquire) as i32;
+        (self.full.len() * MAGAZINE) as u32 + strays.max(0) as u32
+    }
+}
+
+/// Frees the pool's memory with the last handle, unless packets are still out: then the memory is
+/// kept for ever, so that no [`PacketBuf`] can dangle.
+struct PoolOwner(NonNull<PoolShared>);
+
+// SAFETY: PoolShared is Send and Sync; the owner adds only the right to free it once.
+unsafe impl Send for PoolOwner {}
+// SAFETY: as above.
+unsafe impl Sync for PoolOwner {}
+
+impl PoolOwner {
+    #[inline(always)]
+    fn get(&self) -> &PoolShared {
+        // SAFETY: allocated by Pool::new and freed only by PoolOwner::drop.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for PoolOwner {
+    fn drop(&mut self) {
+        let shared = self.get();
+        let live = shared.capacity - shared.in_depot();
+        if live > 0 {
+            tracing::warn!(live, "packet pool closed with packets still out: its memory stays allocated");
+            return;
+        }
+        // SAFETY: every slot is in the depot, so no PacketBuf points here; no cache is left, since
+        // caches hold the Arc around this owner; the box came from Box::leak in Pool::new.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// A pool of packet buffers. Cheap to clone; the handle of set-up and status.
+#[derive(Clone)]
+pub struct Pool(Arc<PoolOwner>);
+
+impl Pool {
+    /// Allocates a pool in `space`.
+    pub fn new(space: &DmaSpace, config: PoolConfig) -> Result<Pool, DmaError> {
+        let capacity = config.n_buffers.max(1).next_multiple_of(MAGAZINE as u32);
+        let region = space.allocate("pool", capacity as usize * STRIDE)?;
+        let n_magazines = capacity as usize / MAGAZINE;
+        let full = ArrayQueue::new(n_magazines);
+        // Lowest slots come out first: a small working set stays small.
+        for first in (0..capacity).step_by(MAGAZINE) {
+            let magazine: Magazine = Box::new((first..first + MAGAZINE as u32).rev().collect());
+            let pushed = full.push(magazine);
+            assert!(pushed.is_ok(), "the depot was sized for all magazines");
+        }
+        let shared = PoolShared {
+            base: region.as_ptr(),
+            iova: region.iova(),
+            capacity,
+            meta: (0..capacity).map(|_| UnsafeCell::new(Meta::default())).collect(),
+            full,
+            empty: ArrayQueue::new(n_magazines),
+            strays: ArrayQueue::new(capacity as usize),
+            n_strays: AtomicU32::new(0),
+            n_caches: AtomicU32::new(0),
+            region,
+        };
+        Ok(Pool(Arc::new(PoolOwner(NonNull::from(Box::leak(Box::new(shared)))))))
+    }
+
+    /// A cache for one core. Set-up only.
+    pub fn cache(&self) -> PoolCache {
+        let n = self.0.get().n_caches.fetch_add(1, Ordering::Relaxed);
+        assert!((n as usize) < MAX_CACHES, "a pool serves at most {MAX_CACHES} caches");
+        PoolCache { loaded: Magazine::default(), spare: Magazine::default(), owner: self.0.clone() }
+    }
+
+    /// Where the buffers are.
+    pub fn counts(&self) -> PoolCounts {
+        let shared = self.0.get();
+        let free = shared.in_depot();
+        PoolCounts { capacity: shared.capacity, free, out: shared.capacity - free }
+    }
+
+    /// The pages behind the buffers.
+    pub fn page_size(&self) -> PageSize {
+        self.0.get().region.page_size()
+    }
+}
+
+/// One core's stock of free buffers: up to two magazines. Owned by one thread.
+pub struct PoolCache {
+    loaded: Magazine,
+    spare: Magazine,
+    owner: Arc<PoolOwner>,
+}
+
+impl PoolCache {
+    /// A buffer with an empty frame at the usual headroom, or `None` when the pool is exhausted.
+    #[inline(always)]
+    pub fn alloc(&mut self) -> Option<PacketBuf> {
+        if self.loaded.is_empty() && !self.refill() {
+            return None;
+        }
+        let slot = self.loaded.pop()?;
+        Some(PacketBuf::new(self.owner.0, slot, HEADROOM as u16))
+    }
+
+    /// Gives a packet back, all its segments.
+    #[inline(always)]
+    pub fn free(&mut self, mut packet: PacketBuf) {
+        let rest = packet.unchain();
+        self.free_segment(packet);
+        if rest.is_some() {
+            self.free_chain(rest);
+        }
+    }
+
+    #[cold]
+    fn free_chain(&mut self, mut next: Option<PacketBuf>) {
+        while let Some(mut segment) = next {
+            next = segment.unchain();
+            self.free_segment(segment);
+        }
+    }
+
+    #[inline(always)]
+    fn free_segment(&mut self, segment: PacketBuf) {
+        if segment.pool() != self.owner.0 {
+            return; // another pool's: dropping it sends it home
+        }
+        if self.loaded.is_full() {
+            self.unload();
+        }
+        let slot = ManuallyDrop::new(segment).slot();
+        let pushed = self.loaded.try_push(slot);
+        debug_assert!(pushed.is_ok(), "unload made room");
+    }
+
+    /// Slots in this cache.
+    pub fn stock(&self) -> usize {
+        self.loaded.len() + self.spare.len()
+    }
+
+    #[cold]
+    fn refill(&mut self) -> bool {
+        std::mem::swap(&mut self.loaded, &mut self.spare);
+        if !self.loaded.is_empty() {
+            return true;
+        }
+        let shared = self.owner.get();
+        if let Some(full) = shared.full.pop() {
+            let empty = std::mem::replace(&mut self.loaded, full);
+            let pushed = shared.empty.push(empty);
+            debug_assert!(pushed.is_ok(), "the depot has room for each of its boxes");
+            return true;
+        }
+        while !self.loaded.is_full() {
+            let Some(slot) = shared.strays.pop() else { break };
+            shared.n_strays.fetch_sub(1, Ordering::Relaxed);
+            self.loaded.push(slot);
+        }
+        !self.loaded.is_empty()
+    }
+
+    /// Makes room in the loaded magazine, which is full.
+    #[cold]
+    fn unload(&mut self) {
+        std::mem::swap(&mut self.loaded, &mut self.spare);
+        if !self.loaded.is_full() {
+            return;
+        }
+        let shared = self.owner.get();
+        let Some(empty) = shared.empty.pop() else {
+            debug_assert!(false, "a core with two full magazines leaves empty boxes in the depot");
+            self.loaded.drain(..).for_each(|slot| shared.return_stray(slot));
+            return;
+        };
+        let full = std::mem::replace(&mut self.loaded, empty);
+        let pushed = shared.full.push(full);
+        debug_assert!(pushed.is_ok(), "the depot has room for each of its boxes");
+    }
+}
+
+impl Drop for PoolCache {
+    fn drop(&mut self) {
+        let shared = self.owner.get();
+        self.loaded.drain(..).chain(self.spare.drain(..)).for_each(|slot| shared.return_stray(slot));
+        shared.n_caches.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(n_buffers: u32) -> Pool {
+        Pool::new(&DmaSpace::new(), PoolConfig { n_buffers }).unwrap()
+    }
+
+    #[test]
+    fn every_buffer_can_be_taken_once_and_comes_back() {
+        let pool = pool(300);
+        let mut cache = pool.cache();
+        let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+        assert_eq!(all.len(), 320, "300 rounded up to whole magazines");
+        let mut slots: Vec<_> = all.iter().map(|p| p.slot()).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), 320);
+        assert_eq!(pool.counts(), PoolCounts { capacity: 320, free: 0, out: 320 });
+        all.into_iter().for_each(|p| cache.free(p));
+        drop(cache);
+        assert_eq!(pool.counts().out, 0);
+    }
+
+    #[test]
+    fn dropped_packets_come_back_too() {
+        let pool = pool(64);
+        let mut cache = pool.cache();
+        drop(cache.alloc().unwrap());
+        let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+        assert_eq!(all.len(), 64);
+    }
+
+    #[test]
+    fn buffers_flow_between_cores_without_loss() {
+        let pool = pool(1024);
+        let (tx, rx) = std::sync::mpsc::sync_channel::<PacketBuf>(100);
+        let mut consumer_cache = pool.cache();
+        let consumer = std::thread::spawn(move || rx.into_iter().for_each(|p| consumer_cache.free(p)));
+        let mut cache = pool.cache();
+        let mut sent = 0;
+        while sent < 20_000 {
+            match cache.alloc() {
+                Some(packet) => {
+                    tx.send(packet).unwrap();
+                    sent += 1;
+                }
+                None => std::thread::yield_now(),
+            }
+        }
+        drop((tx, cache));
+        consumer.join().unwrap();
+        assert_eq!(pool.counts(), PoolCounts { capacity: 1024, free: 1024, out: 0 });
+    }
+
+    #[test]
+    fn pool_closed_before_its_packets_keeps_their_memory() {
+        let pool = pool(64);
+        let mut cache = pool.cache();
+        let mut packet = cache.alloc().unwrap();
+        packet.append(&[1, 2, 3]).unwrap();
+        drop((cache, pool));
+        assert_eq!(packet.data(), [1, 2, 3]);
+    }
+}

@@ -1,0 +1,167 @@
+//! The port trait: what every NIC and every software device looks like from above.
+//!
+//! A [`Device`] is the control half and stays with the control thread. Starting it
+//! yields queue halves, [`RxQueue`] and [`TxQueue`], which move to the cores that
+//! poll them and come back when the device is stopped or re-initialised.
+
+use std::time::Duration;
+
+use crate::burst::Burst;
+use crate::dma::{Pool, PoolCache};
+use crate::mac::MacAddr;
+use crate::stats::SharedStats;
+
+/// The receiving half of a queue. One thread owns it at a time: `Send`, never shared.
+pub trait RxQueue: Send {
+    /// Moves up to `out.room()` received packets to the end of `out`; returns how many.
+    /// Takes fresh buffers from `pool`; without any it leaves packets where they are. Never blocks.
+    fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize;
+
+    /// Serves requests of the control side (hand-over of vrings and memory maps) without
+    /// moving packets. Called every few milliseconds while no core polls this half;
+    /// `rx_burst` does the same on each call.
+    fn poll_control(&mut self) {}
+
+    /// The counters of this half.
+    fn stats(&self) -> SharedStats;
+}
+
+/// The sending half of a queue. One thread owns it at a time: `Send`, never shared.
+pub trait TxQueue: Send {
+    /// Sends packets from the front of `from` and leaves what does not fit now; returns how many
+    /// left `from`. A queue that can't deliver at all (link down, guest not connected) takes and
+    /// frees all of them and counts each with its reason. Never blocks.
+    fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize;
+
+    /// As [`RxQueue::poll_control`]; also gives sent buffers back to the pool.
+    fn poll_control(&mut self) {}
+
+    /// The counters of this half.
+    fn stats(&self) -> SharedStats;
+}
+
+/// Queue halves of a started device, index = queue number.
+#[derive(Default)]
+pub struct Queues {
+    /// Receiving halves.
+    pub rx: Vec<Box<dyn RxQueue>>,
+    /// Sending halves.
+    pub tx: Vec<Box<dyn TxQueue>>,
+}
+
+/// What the link is, with the reason when it is down.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Link {
+    /// Frames pass. Speed in Mbit/s, 0 when the device has none.
+    Up {
+        /// Mbit/s.
+        speed_mbps: u32,
+    },
+    /// No frames pass.
+    Down {
+        /// In words, for the operator.
+        reason: String,
+    },
+}
+
+impl Link {
+    /// True when frames pass.
+    pub fn is_up(&self) -> bool {
+        matches!(self, Link::Up { .. })
+    }
+}
+
+/// Whether a device still works; the control thread looks every [`HEALTH_INTERVAL`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// All is well.
+    Ok,
+    /// Stop it, start it again, and traffic resumes: why, in words.
+    NeedsRestart(String),
+    /// It is gone for good (unplugged, all-ones): why, in words.
+    Gone(String),
+}
+
+/// How often the control thread asks [`Device::health`] and [`Device::link`].
+pub const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a device is, for status.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceInfo {
+    /// The address it was opened by: `0000:00:04.0`, `tap:t0`, `null:`.
+    pub address: String,
+    /// Driver name: `virtio-net`, `tap`, ...
+    pub driver: &'static str,
+    /// Largest frame it takes, in bytes without FCS.
+    pub max_frame_bytes: u32,
+    /// Rx/tx queue pairs it offers.
+    pub n_queue_pairs: u16,
+    /// NUMA node of the device, where known.
+    pub numa_node: Option<u32>,
+}
+
+/// Why a device can't be opened or started. The text tells what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {what}{}", remedy_text(.remedy))]
+pub struct PortError {
+    /// The device's address.
+    pub device: String,
+    /// What went wrong.
+    pub what: String,
+    /// What the operator can do; empty when there is nothing.
+    pub remedy: String,
+    /// The cause below, if any.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+fn remedy_text(remedy: &str) -> String {
+    if remedy.is_empty() { String::new() } else { format!(" ({remedy})") }
+}
+
+impl PortError {
+    /// An error with a remedy (may be empty).
+    pub fn new(device: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        PortError { device: device.into(), what: what.into(), remedy: remedy.into(), source: None }
+    }
+
+    /// Adds the cause.
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+/// The control half of a NIC or software device. Used by the control thread only.
+pub trait Device: Send {
+    /// What it is.
+    fn info(&self) -> DeviceInfo;
+
+    /// Its own MAC address, when it has one.
+    fn mac(&self) -> Option<MacAddr>;
+
+    /// The link now. Cheap enough to ask every [`HEALTH_INTERVAL`].
+    fn link(&mut self) -> Link;
+
+    /// Receives every frame on the wire (true), or only those for its own address and group addresses.
+    fn set_promiscuous(&mut self, on: bool) -> Result<(), PortError>;
+
+    /// Resets, initialises and starts the device with `n_queue_pairs` queues that receive into
+    /// buffers of `pool`. Promiscuous mode and filters set before are restored. At most one
+    /// set of queues exists at a time.
+    fn start(&mut self, pool: &Pool, n_queue_pairs: u16) -> Result<Queues, PortError>;
+
+    /// Stops the device: no DMA after this returns. Takes its queues back.
+    fn stop(&mut self, queues: Queues);
+
+    /// Whether it still works.
+    fn health(&mut self) -> Health {
+        Health::Ok
+    }
+
+    /// The device's own counters beyond those of the queues: (name of the datasheet, value).
+    fn device_counters(&mut self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,261 @@
+// UNSAFETY: a ring of uninitialised slots shared by two threads.
+//! The one sharing primitive: a bounded ring with a single producer and a single consumer.
+//!
+//! Packets between cores travel through it, and so do plans, vrings and memory maps
+//! between the control thread and the cores. Each end caches the other's index and reads
+//! it again only when its cached value says full or empty; each burst is published once.
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Shared<T> {
+    /// Next slot to write, free-running. Written by the producer only.
+    tail: CachePadded<AtomicUsize>,
+    /// Next slot to read, free-running. Written by the consumer only.
+    head: CachePadded<AtomicUsize>,
+    mask: usize,
+    slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
+}
+
+// SAFETY: a slot is touched by the producer while it lies in [tail, head + capacity) and by the consumer while it
+// lies in [head, tail); the release store and acquire load of the index that hands it over order the two.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    #[inline(always)]
+    fn slot(&self, index: usize) -> *mut T {
+        self.slots[index & self.mask].get().cast()
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        let (head, tail) = (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
+        let mut index = head;
+        while index != tail {
+            // SAFETY: slots in [head, tail) are initialised, and both ends are gone.
+            unsafe { self.slot(index).drop_in_place() };
+            index = index.wrapping_add(1);
+        }
+    }
+}
+
+/// The writing end. Owned by one thread.
+pub struct Producer<T> {
+    shared: Arc<Shared<T>>,
+    tail: usize,
+    cached_head: usize,
+}
+
+/// The reading end. Owned by one thread.
+pub struct Consumer<T> {
+    shared: Arc<Shared<T>>,
+    head: usize,
+    cached_tail: usize,
+}
+
+/// A ring of `capacity` slots, a power of two; all of them are usable.
+pub fn ring<T: Send>(capacity: usize) -> (Producer<T>, Consumer<T>) {
+    ring_from(capacity, 0)
+}
+
+/// As [`ring`], with free-running indices that start at `start` (tests start near their wrap).
+pub(crate) fn ring_from<T: Send>(capacity: usize, start: usize) -> (Producer<T>, Consumer<T>) {
+    assert!(capacity.is_power_of_two(), "ring capacity is a power of two");
+    let shared = Arc::new(Shared {
+        tail: CachePadded::new(AtomicUsize::new(start)),
+        head: CachePadded::new(AtomicUsize::new(start)),
+        mask: capacity - 1,
+        slots: (0..capacity).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
+    });
+    let producer = Producer { shared: shared.clone(), tail: start, cached_head: start };
+    (producer, Consumer { shared, head: start, cached_tail: start })
+}
+
+impl<T> Producer<T> {
+    /// Slots in the ring.
+    pub fn capacity(&self) -> usize {
+        self.shared.mask + 1
+    }
+
+    /// Slots free at least; looks at the consumer's index only when fewer than `wanted` seem free.
+    #[inline(always)]
+    pub fn room(&mut self, wanted: usize) -> usize {
+        let room = self.capacity() - self.tail.wrapping_sub(self.cached_head);
+        if room >= wanted {
+            return room;
+        }
+        self.cached_head = self.shared.head.load(Ordering::Acquire);
+        self.capacity() - self.tail.wrapping_sub(self.cached_head)
+    }
+
+    /// Writes up to `n` values from `values`, publishes them at once, returns how many fitted.
+    /// Takes no more values from the iterator than fit.
+    #[inline(always)]
+    pub fn push_burst(&mut self, n: usize, values: impl IntoIterator<Item = T>) -> usize {
+        let n = n.min(self.room(n));
+        let mut pushed = 0;
+        for value in values.into_iter().take(n) {
+            let slot = self.shared.slot(self.tail.wrapping_add(pushed));
+            // SAFETY: the slot is free (room) and only the producer touches free slots.
+            unsafe { slot.write(value) };
+            pushed += 1;
+        }
+        if pushed > 0 {
+            self.tail = self.tail.wrapping_add(pushed);
+            self.shared.tail.store(self.tail, Ordering::Release);
+        }
+        pushed
+    }
+
+    /// Writes one value, or gives it back when the ring is full.
+    #[inline(always)]
+    pub fn push(&mut self, value: T) -> Result<(), T> {
+        if self.room(1) == 0 {
+            return Err(value);
+        }
+        self.push_burst(1, [value]);
+        Ok(())
+    }
+
+    /// True when the consumer is gone: nothing pushed will ever be read.
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+}
+
+impl<T> Consumer<T> {
+    /// Slots in the ring.
+    pub fn capacity(&self) -> usize {
+        self.shared.mask + 1
+    }
+
+    /// Values that can be read now; looks at the producer's index only when fewer than `wanted` are known.
+    #[inline(always)]
+    pub fn available(&mut self, wanted: usize) -> usize {
+        let known = self.cached_tail.wrapping_sub(self.head);
+        if known >= wanted {
+            return known;
+        }
+        self.cached_tail = self.shared.tail.load(Ordering::Acquire);
+        self.cached_tail.wrapping_sub(self.head)
+    }
+
+    /// Reads up to `n` values in order, each handed to `sink`; frees their slots at once; returns how many.
+    #[inline(always)]
+    pub fn pop_burst(&mut self, n: usize, mut sink: impl FnMut(T)) -> usize {
+        let n = n.min(self.available(n));
+        for _ in 0..n {
+            let slot = self.shared.slot(self.head);
+            // Moving on first: should the sink panic, the value is not read twice.
+            self.head = self.head.wrapping_add(1);
+            // SAFETY: the slot lies in [head, tail), so the producer has initialised it and left it.
+            let value = unsafe { slot.read() };
+            sink(value);
+        }
+        if n > 0 {
+            self.shared.head.store(self.head, Ordering::Release);
+        }
+        n
+    }
+
+    /// Reads one value.
+    #[inline(always)]
+    pub fn pop(&mut self) -> Option<T> {
+        let mut value = None;
+        self.pop_burst(1, |v| value = Some(v));
+        value
+    }
+
+    /// True when the producer is gone; values may still be in the ring.
+    pub fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.shared) == 1
+    }
+}
+
+impl<T> Drop for Consumer<T> {
+    fn drop(&mut self) {
+        // After a panic in a sink the shared index lags behind: never read those slots again.
+        self.shared.head.store(self.head, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_order_over_the_index_wrap() {
+        let (mut tx, mut rx) = ring_from::<u64>(8, usize::MAX - 5);
+        let (mut next, mut expected) = (0, 0);
+        for round in 0..100 {
+            let burst = 1 + round % 8;
+            next += tx.push_burst(burst, next..next + burst as u64) as u64;
+            rx.pop_burst(1 + round % 5, |v| {
+                assert_eq!(v, expected);
+                expected += 1;
+            });
+        }
+        assert!(expected > 200);
+    }
+
+    #[test]
+    fn full_ring_takes_what_fits_and_leaves_the_rest() {
+        let (mut tx, mut rx) = ring_from::<u64>(4, usize::MAX - 1);
+        let mut values = 0..10;
+        assert_eq!(tx.push_burst(10, values.by_ref()), 4);
+        assert_eq!(values.next(), Some(4), "no value is taken that does not fit");
+        assert_eq!(tx.push(99), Err(99));
+        assert_eq!(rx.pop(), Some(0));
+        assert_eq!(tx.push(99), Ok(()));
+    }
+
+    #[test]
+    fn values_left_in_a_dropped_ring_are_dropped_once() {
+        let counter = Arc::new(());
+        let (mut tx, mut rx) = ring(8);
+        for _ in 0..5 {
+            tx.push(counter.clone()).unwrap();
+        }
+        drop(rx.pop());
+        assert!(!tx.is_abandoned());
+        drop(rx);
+        assert!(tx.is_abandoned());
+        drop(tx);
+        assert_eq!(Arc::strong_count(&counter), 1);
+    }
+
+    #[test]
+    fn two_threads_pass_a_million_values_in_order() {
+        let n = if cfg!(miri) { 500 } else { 1_000_000 };
+        let (mut tx, mut rx) = ring::<u64>(256);
+        let producer = std::thread::spawn(move || {
+            let mut next = 0;
+            while next < n {
+                let pushed = tx.push_burst(32, next..n);
+                next += pushed as u64;
+                if pushed == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut expected = 0;
+        while expected < n {
+            let popped = rx.pop_burst(32, |v| {
+                assert_eq!(v, expected);
+                expected += 1;
+            });
+            if popped == 0 {
+                std::thread::yield_now();
+            }
+        }
+        producer.join().unwrap();
+    }
+}
