@@ -7,6 +7,7 @@ mod lab;
 use lab::frame::{Frame, Mac};
 use lab::initramfs::{Archive, EXECUTABLE, load_order};
 use lab::machine::Builder;
+use lab::testpmd::{Testpmd, reserve_huge_pages};
 use lab::wire::Wire;
 use lab::{Lab, skipped};
 use std::time::Duration;
@@ -85,27 +86,23 @@ fn frames_pass_a_foreign_driver_behind_the_iommu() {
         .host_root()
         .virtio_nic("n0", "52:54:00:00:00:01", &wire)
         .boot(dir.path());
-    machine.sh(
-        "cd /sys/bus/pci/devices/0000:01:00.0
+    machine.sh("cd /sys/bus/pci/devices/0000:01:00.0
+         echo 0000:01:00.0 >driver/unbind
          echo vfio-pci >driver_override
          echo 0000:01:00.0 >/sys/bus/pci/drivers_probe
          [ $(basename $(readlink driver)) = vfio-pci ]
-         [ $(ls iommu_group/devices | wc -l) = 1 ]
-         echo 200 >/proc/sys/vm/nr_hugepages
-         mkdir -p /dev/hugepages
-         mount -t hugetlbfs none /dev/hugepages
-         stdbuf -oL dpdk-testpmd --lcores 0@0,1@1 -m 256 -a 01:00.0 -- \\
-             --forward-mode=macswap --auto-start --total-num-mbufs=4096 >/run/lab/testpmd.log 2>&1 &",
+         [ $(ls iommu_group/devices | wc -l) = 1 ]");
+    reserve_huge_pages(&mut machine, 128);
+    let testpmd = Testpmd::start(
+        &mut machine,
+        "nic",
+        "-a 01:00.0",
+        "--forward-mode=macswap --auto-start",
     );
     let (far, vm) = (Mac([2, 0, 0, 0, 0, 0xfe]), Mac([2, 0, 0, 0, 0, 1]));
     for (number, vlan) in [(1, None), (2, Some(100))] {
         let frame = Frame::numbered(vm, far, vlan, number, 46);
         wire.probe(&frame, &frame.swapped(), Duration::from_secs(240))
-            .unwrap_or_else(|error| {
-                panic!(
-                    "{error}\n{}",
-                    machine.sh("cat testpmd.log; dmesg | tail -20")
-                )
-            });
+            .unwrap_or_else(|error| panic!("{error}\n{}", testpmd.log(&mut machine)));
     }
 }

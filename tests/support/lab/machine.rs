@@ -283,12 +283,12 @@ impl Machine {
         }
     }
 
-    /// Runs a script that must succeed and returns what it wrote.
+    /// Runs a script in which every command must succeed (`set -e`) and returns what it wrote.
     ///
     /// # Panics
     /// If it does not.
     pub fn sh(&mut self, script: &str) -> String {
-        let output = self.run(script);
+        let output = self.run(&format!("set -e\n{script}"));
         assert!(
             output.status == 0,
             "{}: status {} from: {script}\n{}",

@@ -32,7 +32,7 @@ impl Wire {
         let ours = dir.join(format!("{name}-far"));
         let socket = UnixDatagram::bind(&ours)?;
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-        socket.set_write_timeout(Some(Duration::from_secs(10)))?;
+        socket.set_write_timeout(Some(Duration::from_secs(1)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, received) = sync_channel(KEPT_FRAMES);
         let reader = std::thread::spawn({
@@ -68,7 +68,7 @@ impl Wire {
         )
     }
 
-    /// Sends one frame; an error when the NIC takes none for ten seconds or its machine is gone.
+    /// Sends one frame; an error when the NIC takes none for a while (nobody has set it up yet) or its machine is gone.
     pub fn send(&self, frame: &Frame) -> io::Result<()> {
         self.socket
             .send_to(&frame.to_bytes(), &self.theirs)
@@ -104,8 +104,12 @@ impl Wire {
         let end = Instant::now() + deadline;
         let mut others = Vec::new();
         while Instant::now() < end {
-            self.send(frame)
-                .map_err(|error| format!("the NIC took no frame: {error}"))?;
+            match self.send(frame) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Err(format!("the wire is cut: {error}"));
+                }
+                _ => {}
+            }
             let next_try = Instant::now() + Duration::from_millis(500);
             while let Some(left) = next_try.checked_duration_since(Instant::now()) {
                 match self.receive(left) {
