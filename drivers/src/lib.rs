@@ -6,6 +6,7 @@
 
 pub mod burst;
 pub mod dma;
+pub mod fault;
 pub mod mac;
 pub mod pci;
 pub mod port;
