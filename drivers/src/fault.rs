@@ -57,14 +57,16 @@ struct Entry {
 }
 
 impl Entry {
-    const FREE: Entry = Entry {
-        taken: AtomicBool::new(false),
-        version: AtomicU32::new(1),
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        fill: AtomicU32::new(0),
-        poisoned: AtomicBool::new(false),
-    };
+    const fn free() -> Entry {
+        Entry {
+            taken: AtomicBool::new(false),
+            version: AtomicU32::new(1),
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            fill: AtomicU32::new(0),
+            poisoned: AtomicBool::new(false),
+        }
+    }
 
     fn fill_in(&self, start: usize, len: usize, fill: Fill) {
         self.start.store(start, Ordering::Relaxed);
@@ -105,7 +107,7 @@ struct Registry<const N: usize> {
 
 impl<const N: usize> Registry<N> {
     const fn new() -> Self {
-        Registry { entries: [const { Entry::FREE }; N], high_water: AtomicUsize::new(0) }
+        Registry { entries: [const { Entry::free() }; N], high_water: AtomicUsize::new(0) }
     }
 
     fn register(&self, start: usize, len: usize, fill: Fill) -> Option<&Entry> {
@@ -196,10 +198,11 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let saved = unsafe { errno.read() };
-    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
-    let code = unsafe { (*info).si_code };
-    // SAFETY: as above; si_addr is set for every SIGBUS the kernel itself raises (code > 0).
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo, which nobody changes.
+    let about = unsafe { &*info };
+    let code = about.si_code;
+    // SAFETY: si_addr is set for every SIGBUS the kernel itself raises (code > 0), and is plain data otherwise.
+    let address = unsafe { about.si_addr() } as usize;
     // Sent by a process (code <= 0), not by a fault: never ours.
     let handled = code > 0 && heal(address);
     if !handled {
