@@ -1,2 +1,33 @@
-//! spp-agent
+//! The agent: wires a node from etcd.
+//!
+//! The control node (neutron's SPP mechanism driver) writes what it wants of this host into etcd;
+//! [`run`] reads it, plugs and unplugs a [`DataPlane`], and answers. [`reconcile`] decides, sans-IO;
+//! [`agent`] carries out; [`keys`] has every key; [`link`] and [`connect`] talk to etcd;
+//! [`configuration`] serves `spp run` before there is a node, and `spp config`.
 #![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod configuration;
+pub mod connect;
+pub mod dataplane;
+pub mod keys;
+pub mod link;
+mod port;
+pub mod reconcile;
+pub mod schedule;
+pub mod status;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod testing;
+pub mod txn;
+pub mod view;
+
+pub use agent::{AgentConfig, run};
+pub use configuration::{
+    ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show, wait_for_configuration,
+};
+pub use connect::{EndpointError, Endpoints, NameFiles};
+pub use dataplane::{DataPlane, DataPlaneError, Layout, Plug};
+pub use keys::{Name, SlotId};
+pub use status::{AgentStatus, EtcdStatus, PortReport, PortState, StatusCell};

@@ -1,0 +1,88 @@
+//! What `spp status` shows of the agent: connected or not, and every port with its reason.
+//!
+//! Written by the agent's task, read from any thread through [`StatusCell`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::dataplane::Plug;
+use crate::keys::PortId;
+
+/// Where a port stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// Wired, and the control node is told so.
+    Up,
+    /// Wired; nobody asked to be told.
+    Wired,
+    /// About to be wired, or another try is due.
+    Wiring,
+    /// Not wired; something is still missing.
+    Waiting,
+    /// Not wired, because what is asked for cannot be.
+    Refused,
+    /// Wired as before although its keys no longer say so.
+    Kept,
+    /// Being unwired, or its keys being removed.
+    Unplugging,
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PortReport {
+    /// Neutron's id; None for wiring whose port is not known.
+    pub port: Option<PortId>,
+    /// The wiring its keys ask for.
+    pub wanted: Option<Plug>,
+    /// The wiring it has.
+    pub live: Option<Plug>,
+    /// In one word.
+    pub state: PortState,
+    /// The reason, where there is more to say than the word.
+    pub why: String,
+}
+
+/// The connection to etcd.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct EtcdStatus {
+    /// Listed and watching.
+    pub connected: bool,
+    /// The member in use, or the one tried last.
+    pub endpoint: String,
+    /// Highest store revision seen.
+    pub revision: i64,
+    /// Times the connection was built up, first one included.
+    pub n_connects: u64,
+    /// Why the connection was lost, or could not be built up, most recently.
+    pub last_error: Option<String>,
+}
+
+/// The agent as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct AgentStatus {
+    /// The connection to etcd.
+    pub etcd: EtcdStatus,
+    /// The configuration key no longer says what the node was built from: restart to apply it.
+    pub configuration_changed: bool,
+    /// The node itself did not answer, most recently.
+    pub node_error: Option<String>,
+    /// All ports with keys or wiring, in order of their ids.
+    pub ports: Vec<PortReport>,
+}
+
+/// Shared handle on the agent's status.
+#[derive(Debug, Clone, Default)]
+pub struct StatusCell(Arc<Mutex<AgentStatus>>);
+
+impl StatusCell {
+    /// A copy of the present status.
+    pub fn get(&self) -> AgentStatus {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut AgentStatus)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
