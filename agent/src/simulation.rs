@@ -315,7 +315,11 @@ impl World {
         assert_eq!(self.node, wired, "wiring and keys disagree");
         for port in self.drivers.keys().filter(|port| self.store.keys_of(port) > 0) {
             let holds_one = wired.keys().any(|vhost| self.store.slot_value(*vhost) == Some(port.as_str()));
-            assert!(holds_one, "keys of {port} left over");
+            // A driver so slow that its slot was collected before it bound has asked for what cannot
+            // be; its request stays for it to take back.
+            let asked = [Key::BindPort(port.clone()), Key::Action(port.clone())];
+            let refused = asked.iter().all(|key| self.store.get(key).is_some());
+            assert!(holds_one || refused, "keys of {port} left over");
         }
     }
 
