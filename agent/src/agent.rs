@@ -72,7 +72,11 @@ pub async fn run(
     }
 }
 
-async fn serve(config: AgentConfig, dataplane: Arc<dyn DataPlane>, status: StatusCell) -> std::convert::Infallible {
+async fn serve(
+    config: AgentConfig,
+    dataplane: Arc<dyn DataPlane>,
+    status: StatusCell,
+) -> std::convert::Infallible {
     let node = Caller::new(dataplane, config.node_deadline);
     let started = Instant::now();
     let layout = loop {
@@ -163,7 +167,11 @@ impl Agent {
         let listing = link.list().await?;
         if self.view.relist(listing) == History::Broken {
             let now = self.view.revision();
-            tracing::warn!(before, now, "etcd went back to an older or another state: wiring stays until it is written about again");
+            tracing::warn!(
+                before,
+                now,
+                "etcd went back to an older or another state: wiring stays until it is written about again"
+            );
             // Whatever the node says it has wired is held; if it does not answer, it is asked again
             // with the next listing, and until then nothing is decided.
             let live = self.node.plugs().await;
@@ -337,8 +345,13 @@ impl Agent {
         if changed && self.warned_revision != revision {
             self.warned_revision = revision;
             match revision {
-                -1 => tracing::warn!("the configuration key of this host is gone: the node goes on as it was built"),
-                _ => tracing::warn!(revision, "the configuration of this host changed: restart spp to apply it"),
+                -1 => tracing::warn!(
+                    "the configuration key of this host is gone: the node goes on as it was built"
+                ),
+                _ => tracing::warn!(
+                    revision,
+                    "the configuration of this host changed: restart spp to apply it"
+                ),
             }
         }
         changed

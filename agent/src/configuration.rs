@@ -31,7 +31,11 @@ pub struct Configuration {
 /// Waits until etcd can be reached and has a configuration for `host`; with `other_than`, one of
 /// another revision than that (because the one of that revision was no good). Says what it waits for
 /// once, not each time. Drop the future to stop waiting.
-pub async fn wait_for_configuration(endpoints: &Endpoints, host: &Name, other_than: Option<i64>) -> Configuration {
+pub async fn wait_for_configuration(
+    endpoints: &Endpoints,
+    host: &Name,
+    other_than: Option<i64>,
+) -> Configuration {
     let keys = HostKeys::new(host.clone());
     let mut dialer = Dialer::new(endpoints.clone());
     let mut pauses = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -92,7 +96,8 @@ pub enum ConfigError {
 }
 
 fn list(slots: &[(SlotId, String)]) -> String {
-    let one = |(slot, value): &(SlotId, String)| format!("vhost {} of {} by {value}", slot.vhost, slot.physnet);
+    let one =
+        |(slot, value): &(SlotId, String)| format!("vhost {} of {} by {value}", slot.vhost, slot.physnet);
     slots.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

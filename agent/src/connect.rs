@@ -41,7 +41,9 @@ pub enum EndpointError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// The host name has no address.
-    #[error("host name {name} does not resolve: {reason} (looked in {hosts} and asked the servers of {resolv_conf})")]
+    #[error(
+        "host name {name} does not resolve: {reason} (looked in {hosts} and asked the servers of {resolv_conf})"
+    )]
     Resolve {
         /// The name.
         name: String,
@@ -88,7 +90,9 @@ impl FromStr for Endpoint {
         let rest = text.strip_prefix("http://").unwrap_or(text);
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.strip_prefix('[').map(|v6| v6.split_once(']')) {
-            Some(Some((host, port))) => (host.parse::<Ipv6Addr>().map_err(|_| malformed())?.to_string(), port),
+            Some(Some((host, port))) => {
+                (host.parse::<Ipv6Addr>().map_err(|_| malformed())?.to_string(), port)
+            }
             Some(None) => return Err(malformed()),
             None => match rest.split_once(':') {
                 Some((host, _)) => (host.to_string(), &rest[host.len()..]),
@@ -255,7 +259,8 @@ impl Dialer {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let client = Client::connect([format!("http://{address}")], Some(options)).await;
-        client.map_err(|error| DialError::Client { endpoint: endpoint.to_string(), reason: error.to_string() })
+        client
+            .map_err(|error| DialError::Client { endpoint: endpoint.to_string(), reason: error.to_string() })
     }
 
     fn current(&self) -> &Endpoint {
@@ -286,7 +291,9 @@ mod tests {
         assert_eq!("".parse::<Endpoints>(), Err(EndpointError::Empty));
         assert_eq!(" , ".parse::<Endpoints>(), Err(EndpointError::Empty));
         assert!(matches!("https://a:2379".parse::<Endpoints>(), Err(EndpointError::Tls(_))));
-        for text in ["http://", ":2379", "a:0", "a:99999", "a:b", "a:1/x", "[::1", "[x]:1", "[::1]1", "ftp://a", "a b"] {
+        for text in [
+            "http://", ":2379", "a:0", "a:99999", "a:b", "a:1/x", "[::1", "[x]:1", "[::1]1", "ftp://a", "a b",
+        ] {
             assert!(matches!(text.parse::<Endpoints>(), Err(EndpointError::Malformed(_))), "{text}");
         }
     }

@@ -221,15 +221,13 @@ impl HostKeys {
         if let Some(rest) = rest(Family::Vhost) {
             return parse_slot(rest).map(Key::Vhost);
         }
-        let port_families: [(Family, fn(PortId) -> Key); 3] = [
-            (Family::BindPort, Key::BindPort),
-            (Family::PortStatus, Key::PortStatus),
-            (Family::Action, Key::Action),
-        ];
-        port_families
-            .into_iter()
-            .find_map(|(family, make)| rest(family).map(|rest| (rest, make)))
-            .and_then(|(rest, make)| Name::from_bytes(rest).map(make))
+        if let Some(rest) = rest(Family::BindPort) {
+            return Name::from_bytes(rest).map(Key::BindPort);
+        }
+        if let Some(rest) = rest(Family::PortStatus) {
+            return Name::from_bytes(rest).map(Key::PortStatus);
+        }
+        Name::from_bytes(rest(Family::Action)?).map(Key::Action)
     }
 }
 
@@ -460,7 +458,8 @@ mod tests {
     #[test]
     fn numbers_as_text_are_accepted_and_flagged() {
         let got =
-            BindPort::parse(br#"{"vhost_id": "2", "mac_address": "fa:16:3e:a0:da:db", "vlan_id": "7"}"#).unwrap();
+            BindPort::parse(br#"{"vhost_id": "2", "mac_address": "fa:16:3e:a0:da:db", "vlan_id": "7"}"#)
+                .unwrap();
         assert_eq!((got.plug.vhost, got.plug.vlan, got.lenient), (2, Some(7), true));
     }
 
@@ -468,7 +467,12 @@ mod tests {
     fn garbage_bind_port_values_are_refused() {
         let mac = r#""mac_address": "fa:16:3e:a0:da:db""#;
         let mut bad = vec![
-            "".into(), "null".into(), "[]".into(), "{".into(), "up".into(), "{}".into(),
+            "".into(),
+            "null".into(),
+            "[]".into(),
+            "{".into(),
+            "up".into(),
+            "{}".into(),
             r#"{"vhost_id": 0}"#.into(),
             format!("{{{mac}}}"),
             r#"{"vhost_id": 0, "mac_address": 5}"#.into(),

@@ -15,9 +15,9 @@ pub mod link;
 mod port;
 pub mod reconcile;
 pub mod schedule;
-pub mod status;
 #[cfg(test)]
 mod simulation;
+pub mod status;
 #[cfg(test)]
 mod testing;
 pub mod txn;
@@ -25,7 +25,8 @@ pub mod view;
 
 pub use agent::{AgentConfig, run};
 pub use configuration::{
-    ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show, wait_for_configuration,
+    ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show,
+    wait_for_configuration,
 };
 pub use connect::{EndpointError, Endpoints, NameFiles};
 pub use dataplane::{DataPlane, DataPlaneError, Layout, Plug};

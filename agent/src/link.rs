@@ -7,8 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
-    WatchStream,
+    Client, Compare, CompareOp, Error, GetOptions, KvClient, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    WatchOptions, WatchStream,
 };
 
 use crate::connect::{DialError, Dialer};
@@ -126,7 +126,8 @@ impl Link {
     /// Deletes the host's keys of the given families in one transaction. How many there were.
     pub async fn delete_families(&mut self, families: &[Family]) -> Result<i64, Lost> {
         let delete = |&family: &Family| {
-            let options = (family != Family::Configuration).then(|| etcd_client::DeleteOptions::new().with_prefix());
+            let options =
+                (family != Family::Configuration).then(|| etcd_client::DeleteOptions::new().with_prefix());
             TxnOp::delete(self.keys.prefix(family), options)
         };
         let deletes: Vec<TxnOp> = families.iter().map(delete).collect();
@@ -142,7 +143,8 @@ impl Link {
     pub async fn txn(&mut self, txn: &KeyTxn) -> Result<Outcome, Lost> {
         let guards: Vec<Compare> = txn.guards.iter().map(|guard| self.compare(guard)).collect();
         let ops: Vec<TxnOp> = txn.ops.iter().map(|op| self.op(op)).collect();
-        let reads: Vec<TxnOp> = txn.guarded_keys().map(|key| TxnOp::get(self.keys.spell(key), None)).collect();
+        let reads: Vec<TxnOp> =
+            txn.guarded_keys().map(|key| TxnOp::get(self.keys.spell(key), None)).collect();
         let request = Txn::new().when(guards).and_then(ops).or_else(reads);
         let answer = in_time("transaction", self.kv.txn(request)).await?;
         let revision = answer.header().ok_or(Lost::Nonsense("transaction"))?.revision();
@@ -181,7 +183,8 @@ impl Link {
         };
         let [first, rest @ ..] = Family::WATCHED;
         let mut client = self.client.watch_client().max_decoding_message_size(ANSWER_MAX_BYTES);
-        let mut stream = in_time("watch", client.watch(self.keys.prefix(first), Some(options(first)))).await?;
+        let mut stream =
+            in_time("watch", client.watch(self.keys.prefix(first), Some(options(first)))).await?;
         for family in rest {
             in_time("watch", stream.watch(self.keys.prefix(family), Some(options(family)))).await?;
         }

@@ -115,7 +115,9 @@ impl HostState {
             return Verdict::Unplug;
         }
         let plug = match &keys.bind_port {
-            None if request == Some(Request::Plug) => return Verdict::Drop("plug asked for, but no bind_port".into()),
+            None if request == Some(Request::Plug) => {
+                return Verdict::Drop("plug asked for, but no bind_port".into());
+            }
             None => return Verdict::Drop("it has no bind_port".into()),
             Some((Err(error), _)) => return Verdict::Keep(error.to_string()),
             Some((Ok(bind_port), _)) => bind_port.plug,

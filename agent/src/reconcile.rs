@@ -150,7 +150,9 @@ impl Pass<'_> {
 
     /// Is anything wired in one of these slots?
     fn any_wired(&self, slots: &[SlotId], layout: &Layout) -> bool {
-        slots.iter().any(|slot| layout.get(&slot.vhost) == Some(&slot.physnet) && self.live.contains_key(&slot.vhost))
+        slots
+            .iter()
+            .any(|slot| layout.get(&slot.vhost) == Some(&slot.physnet) && self.live.contains_key(&slot.vhost))
     }
 }
 
@@ -263,7 +265,9 @@ impl Reconciler {
         self.held.retain(|vhost, _| live.contains_key(vhost));
         self.attempts.retain(|vhost, attempt| live.get(vhost).copied() != attempt.wanted);
         for &vhost in live.keys() {
-            let Some((_, Some((SlotValue::Held(port), _)))) = state.slot_of(vhost, &self.layout) else { continue };
+            let Some((_, Some((SlotValue::Held(port), _)))) = state.slot_of(vhost, &self.layout) else {
+                continue;
+            };
             let keys = &state.ports[port];
             let bound = match &keys.bind_port {
                 Some((Ok(bind_port), _)) => bind_port.plug.vhost == vhost,
@@ -311,7 +315,9 @@ impl Reconciler {
         let outdated = |vhost: &u32| self.held.get(vhost).is_some_and(|&broken_at| newest <= broken_at);
         let kept = || Verdict::Keep("its keys are older than what is wired: etcd went back".into());
         match &verdict {
-            Verdict::Wire { plug, .. } if outdated(&plug.vhost) && live.get(&plug.vhost) != Some(plug) => kept(),
+            Verdict::Wire { plug, .. } if outdated(&plug.vhost) && live.get(&plug.vhost) != Some(plug) => {
+                kept()
+            }
             Verdict::Unplug | Verdict::Drop(_) if self.wired_by(port).any(|vhost| outdated(&vhost)) => kept(),
             _ => verdict,
         }
@@ -323,7 +329,8 @@ impl Reconciler {
     }
 
     fn unplugs(&self, pass: &mut Pass) {
-        let heirs: BTreeMap<u32, PortId> = pass.wires().map(|(port, plug)| (plug.vhost, port.clone())).collect();
+        let heirs: BTreeMap<u32, PortId> =
+            pass.wires().map(|(port, plug)| (plug.vhost, port.clone())).collect();
         for &vhost in pass.live.keys() {
             let owner = self.owners.get(&vhost);
             let heir = heirs.get(&vhost);
@@ -378,8 +385,10 @@ impl Reconciler {
             }
             announced.insert(port.clone());
             let keys = &pass.state.ports[port];
-            let entry = self.ups.entry(port.clone()).or_insert_with(|| (keys.seen(), UpSchedule::start(pass.now)));
-            let all_said_but_gone = entry.1.due(&self.timing.up_offsets).is_none() && keys.status != Some(true);
+            let entry =
+                self.ups.entry(port.clone()).or_insert_with(|| (keys.seen(), UpSchedule::start(pass.now)));
+            let all_said_but_gone =
+                entry.1.due(&self.timing.up_offsets).is_none() && keys.status != Some(true);
             if entry.0 != keys.seen() || all_said_but_gone {
                 *entry = (keys.seen(), UpSchedule::start(pass.now));
             }
@@ -422,7 +431,9 @@ impl Reconciler {
                     pass.plan.actions.push(clean(port, &only_status, Some("port_status without a port")));
                     continue;
                 }
-                (None, Some((_, revision))) => (Key::Action(port.clone()), *revision, "action without bind_port"),
+                (None, Some((_, revision))) => {
+                    (Key::Action(port.clone()), *revision, "action without bind_port")
+                }
                 (Some((_, revision)), None) if !wire => {
                     (Key::BindPort(port.clone()), *revision, "bind_port without action")
                 }

@@ -13,7 +13,9 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 /// 20 s (30 s for taps), and never reads the key: an `up` it has not seen come never happened. So it
 /// is said again, often at first, since a fast answer is what everybody waits for.
 pub fn up_offsets() -> Vec<Duration> {
-    [0, 30, 100, 250, 500, 1_000, 2_000, 4_000, 8_000, 12_000, 16_000, 20_000, 25_000, 30_000].map(MS).to_vec()
+    [0, 30, 100, 250, 500, 1_000, 2_000, 4_000, 8_000, 12_000, 16_000, 20_000, 25_000, 30_000]
+        .map(MS)
+        .to_vec()
 }
 
 /// The course of one port's `up`s.

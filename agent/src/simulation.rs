@@ -133,7 +133,8 @@ impl World {
             Step::Idle => {
                 let vhosts: Vec<u32> = layout().into_keys().collect();
                 let bound = self.store.get(&Key::BindPort(port.clone())).is_some();
-                let free = vhosts.into_iter().find(|vhost| !bound && self.store.slot_value(*vhost) == Some(FREE));
+                let free =
+                    vhosts.into_iter().find(|vhost| !bound && self.store.slot_value(*vhost) == Some(FREE));
                 free.map_or(Step::Idle, |vhost| {
                     assert!(self.store.take(&port, vhost));
                     Step::Took(vhost)
@@ -304,7 +305,8 @@ impl World {
                 continue;
             }
             let port = name(value);
-            let bind_port = self.store.get(&Key::BindPort(port.clone())).expect("a slot leaked: no bind_port");
+            let bind_port =
+                self.store.get(&Key::BindPort(port.clone())).expect("a slot leaked: no bind_port");
             let wanted = BindPort::parse(bind_port.as_bytes()).unwrap().plug;
             assert_eq!(wanted.vhost, vhost, "a slot leaked: its port is elsewhere");
             wired.insert(vhost, wanted);

@@ -79,7 +79,11 @@ impl Store {
             value: value.clone(),
             mod_revision: *revision,
         };
-        Listing { keys: self.keys.iter().map(kv).collect(), revision: self.revision, cluster_id: self.cluster_id }
+        Listing {
+            keys: self.keys.iter().map(kv).collect(),
+            revision: self.revision,
+            cluster_id: self.cluster_id,
+        }
     }
 
     /// Carries a transaction out. The revision if it went through, else the guarded keys as they are.
@@ -104,7 +108,9 @@ impl Store {
 
     fn read(&self, key: &Key) -> Change {
         match self.keys.get(key) {
-            Some((value, revision)) => Change { key: key.clone(), value: Some(value.clone()), revision: *revision },
+            Some((value, revision)) => {
+                Change { key: key.clone(), value: Some(value.clone()), revision: *revision }
+            }
             None => Change { key: key.clone(), value: None, revision: self.revision },
         }
     }
@@ -145,7 +151,8 @@ impl Store {
 
     /// Keys of any family but vhost that name the port.
     pub fn keys_of(&self, port: &PortId) -> usize {
-        let of = |key: &&Key| matches!(key, Key::BindPort(p) | Key::PortStatus(p) | Key::Action(p) if p == port);
+        let of =
+            |key: &&Key| matches!(key, Key::BindPort(p) | Key::PortStatus(p) | Key::Action(p) if p == port);
         self.keys.keys().filter(of).count()
     }
 }

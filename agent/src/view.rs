@@ -90,7 +90,8 @@ impl View {
     /// Takes a change, unless something newer is known already. True if it was news.
     pub fn apply(&mut self, change: Change) -> bool {
         self.revision = self.revision.max(change.revision);
-        let known = self.entries.get(&change.key).map_or(self.listed, |entry| entry.revision.max(self.listed));
+        let known =
+            self.entries.get(&change.key).map_or(self.listed, |entry| entry.revision.max(self.listed));
         if change.revision <= known {
             return false;
         }
@@ -135,7 +136,11 @@ mod tests {
     }
 
     fn listing(revision: i64, cluster_id: u64, keys: &[(&str, i64)]) -> Listing {
-        let keys = keys.iter().map(|&(value, mod_revision)| KeyValue { key: action(), value: value.into(), mod_revision });
+        let keys = keys.iter().map(|&(value, mod_revision)| KeyValue {
+            key: action(),
+            value: value.into(),
+            mod_revision,
+        });
         Listing { keys: keys.collect(), revision, cluster_id }
     }
 

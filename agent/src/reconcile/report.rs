@@ -31,7 +31,8 @@ impl Reconciler {
         let (state, why) = match verdict {
             Verdict::Wire { plug, announce } if live == Some(*plug) => {
                 let said = *announce && keys.is_some_and(|keys| keys.status == Some(true));
-                let lenient = matches!(keys.map(|keys| &keys.bind_port), Some(Some((Ok(bind), _))) if bind.lenient);
+                let lenient =
+                    matches!(keys.map(|keys| &keys.bind_port), Some(Some((Ok(bind), _))) if bind.lenient);
                 let why = if lenient { "bind_port has numbers written as text" } else { "" };
                 (if said { PortState::Up } else { PortState::Wired }, why.to_string())
             }

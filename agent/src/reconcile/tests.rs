@@ -48,7 +48,11 @@ impl World {
         }
     }
 
-    fn node_call(&mut self, call: String, change: impl FnOnce(&mut BTreeMap<u32, Plug>)) -> Result<(), String> {
+    fn node_call(
+        &mut self,
+        call: String,
+        change: impl FnOnce(&mut BTreeMap<u32, Plug>),
+    ) -> Result<(), String> {
         self.calls.push(call);
         if self.refuse {
             return Err("no".into());
@@ -126,7 +130,11 @@ impl World {
     }
 
     fn report(&self, port: &str) -> &PortReport {
-        self.last.ports.iter().find(|report| report.port.as_ref().is_some_and(|p| p.as_str() == port)).unwrap()
+        self.last
+            .ports
+            .iter()
+            .find(|report| report.port.as_ref().is_some_and(|p| p.as_str() == port))
+            .unwrap()
     }
 
     fn assert_gone(&self, port: &str, vhost: u32) {
@@ -306,7 +314,10 @@ fn unplug_of_a_port_whose_vhost_was_taken_over_makes_room_for_the_new_owner() {
     w.store.bind_all(&b, &plug(0, 2, None));
     w.store.ask(&a, "unplug");
     w.settle();
-    assert_eq!(w.calls, ["plug vhost 0 MAC fa:16:3e:00:00:01", "unplug 0", "plug vhost 0 MAC fa:16:3e:00:00:02"]);
+    assert_eq!(
+        w.calls,
+        ["plug vhost 0 MAC fa:16:3e:00:00:01", "unplug 0", "plug vhost 0 MAC fa:16:3e:00:00:02"]
+    );
     assert_eq!((w.store.keys_of(&a), w.store.slot_value(0)), (0, Some("b")));
     assert_eq!(w.store.status(&b), Some("up"));
 }
