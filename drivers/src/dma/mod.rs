@@ -21,4 +21,4 @@ pub const DATA_ROOM: usize = 2048;
 /// Distance of two buffers in bytes. An odd number of cache lines, so that the first
 /// lines of consecutive buffers spread over all cache sets.
 pub(crate) const STRIDE: usize = HEADROOM + DATA_ROOM + 64;
-const _: () = assert!(STRIDE % 64 == 0 && (STRIDE / 64) % 2 == 1);
+const _: () = assert!(STRIDE.is_multiple_of(64) && (STRIDE / 64) % 2 == 1);
