@@ -1,2 +1,12 @@
-//! spp-pipeline
+//! From a node's configuration to packets moving between its NICs and guests.
+//!
+//! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
+//! the components [`forwarder`], [`merger`] and [`classifier`] on their [`edge`]s, [`plan`] (all of
+//! it as data), [`engine`] (one core's turn), [`worker`] (its thread).
 #![forbid(unsafe_code)]
+
+pub mod frame;
+pub mod plan;
+pub mod stats;
+pub mod table;
+pub mod worker;

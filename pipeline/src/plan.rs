@@ -1,0 +1,219 @@
+//! The plan: what one core does, as immutable data.
+//!
+//! Compiled by the control thread from the topology, read by the worker. It names queue
+//! halves by slot number; the halves themselves live on the worker and move in and out
+//! with a [`Change`]. A plan owns no packets and no queues, so dropping one is always safe.
+
+use std::sync::Arc;
+
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::stats::{DropReason, SharedStats};
+
+use crate::stats::ComponentStats;
+use crate::table::Table;
+
+/// A receiving half's place on its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RxSlot(pub u16);
+
+/// A sending half's place on its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TxSlot(pub u16);
+
+/// What an edge does to the outer 802.1Q tag of each frame. Defined in [`crate::frame`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VlanOp {
+    /// Nothing; the header is not even read.
+    #[default]
+    None,
+    /// Tags the frame, or overwrites the tag it has.
+    Add {
+        /// VLAN id, 0..=4095.
+        vid: u16,
+        /// Priority, 0..=7.
+        pcp: u8,
+    },
+    /// Removes one tag, if there is one.
+    Del,
+}
+
+/// A component's input.
+pub struct RxEdge {
+    /// Which half to poll. While the slot is empty the component does not poll.
+    pub slot: RxSlot,
+    /// Applied to each frame before anything else.
+    pub vlan: VlanOp,
+    /// The gate: while closed, frames are taken and dropped as `unplugged`.
+    pub closed: bool,
+    /// Packets taken, and drops that happened on this side of the component.
+    pub stats: SharedStats,
+}
+
+/// A component's output.
+pub struct TxEdge {
+    /// Which half to send to.
+    pub slot: TxSlot,
+    /// Applied to each frame just before it is queued for sending, to this edge's own copy.
+    pub vlan: VlanOp,
+    /// What happens to frames the half does not take.
+    pub full: WhenFull,
+    /// Packets the half took, and drops that happened on this side of the component.
+    pub stats: SharedStats,
+}
+
+/// What an output does with frames its queue does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Drops them at once: one slow output must not stop the others (classifier).
+    Drop(DropReason),
+    /// Keeps them and takes no more input until they are gone (merge, forward); drops them when
+    /// the burst has waited this long.
+    Wait {
+        /// Longest wait, in TSC ticks.
+        limit_ticks: u64,
+        /// The reason given then.
+        then: DropReason,
+    },
+}
+
+/// What a component does.
+pub enum Work {
+    /// One input to one output.
+    Forward {
+        /// Input.
+        rx: RxEdge,
+        /// Output.
+        tx: TxEdge,
+    },
+    /// Any number of inputs, from one up, to one output.
+    Merge {
+        /// Inputs, served round robin. With none the component does nothing.
+        rx: Vec<RxEdge>,
+        /// Output.
+        tx: TxEdge,
+    },
+    /// One input to the outputs that a table chooses.
+    Classify {
+        /// Input.
+        rx: RxEdge,
+        /// Outputs, in the order the table numbers them.
+        tx: Vec<TxEdge>,
+        /// Which frames go where. While it is empty, or `tx` is, the input is not polled.
+        table: Table,
+    },
+}
+
+impl Work {
+    /// The inputs.
+    pub fn rx_edges(&self) -> &[RxEdge] {
+        match self {
+            Work::Forward { rx, .. } | Work::Classify { rx, .. } => std::slice::from_ref(rx),
+            Work::Merge { rx, .. } => rx,
+        }
+    }
+
+    /// The outputs.
+    pub fn tx_edges(&self) -> &[TxEdge] {
+        match self {
+            Work::Forward { tx, .. } | Work::Merge { tx, .. } => std::slice::from_ref(tx),
+            Work::Classify { tx, .. } => tx,
+        }
+    }
+
+    /// `forward`, `merge` or `classifier_mac`, as configurations spell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Work::Forward { .. } => "forward",
+            Work::Merge { .. } => "merge",
+            Work::Classify { .. } => "classifier_mac",
+        }
+    }
+}
+
+/// One component on one core.
+pub struct ComponentPlan {
+    /// Its name, for humans.
+    pub name: String,
+    /// What it does.
+    pub work: Work,
+    /// Its counters; they outlive plans.
+    pub stats: Arc<ComponentStats>,
+}
+
+/// Everything one core does. Immutable once handed over.
+#[derive(Default)]
+pub struct CorePlan {
+    /// Counts plans of the node, for status and acknowledgements.
+    pub generation: u64,
+    /// Run round robin, one turn each.
+    pub components: Vec<ComponentPlan>,
+}
+
+/// A new plan and the queue halves that come and go with it. Halves not named stay where they
+/// are, with the frames they hold.
+#[derive(Default)]
+pub struct Change {
+    /// Replaces the plan in force.
+    pub plan: CorePlan,
+    /// Receiving halves that come.
+    pub rx_in: Vec<(RxSlot, Box<dyn RxQueue>)>,
+    /// Sending halves that come.
+    pub tx_in: Vec<(TxSlot, Box<dyn TxQueue>)>,
+    /// Receiving halves that go. They leave before others come, so a slot can be in both lists.
+    pub rx_out: Vec<RxSlot>,
+    /// Sending halves that go. Frames waiting for one are offered to it a last time.
+    pub tx_out: Vec<TxSlot>,
+}
+
+/// The acknowledgement of a [`Change`]: no packet is or will be handled by the old plan.
+#[derive(Default)]
+pub struct Done {
+    /// Generation of the plan now in force.
+    pub generation: u64,
+    /// Receiving halves that left.
+    pub rx_out: Vec<(RxSlot, Box<dyn RxQueue>)>,
+    /// Sending halves that left.
+    pub tx_out: Vec<(TxSlot, Box<dyn TxQueue>)>,
+    /// The plan that is no longer in force, freed by whoever drops this.
+    pub old: CorePlan,
+}
+
+/// The highest slot numbers used, plus one.
+pub(crate) struct SlotCounts {
+    pub rx: usize,
+    pub tx: usize,
+}
+
+impl Change {
+    /// Slots the worker needs for this change.
+    pub(crate) fn slots_needed(&self) -> SlotCounts {
+        let works = || self.plan.components.iter().map(|component| &component.work);
+        let rx_edges = works().flat_map(Work::rx_edges).map(|edge| edge.slot.0);
+        let tx_edges = works().flat_map(Work::tx_edges).map(|edge| edge.slot.0);
+        let rx = rx_edges.chain(self.rx_in.iter().map(|half| half.0.0)).max();
+        let tx = tx_edges.chain(self.tx_in.iter().map(|half| half.0.0)).max();
+        SlotCounts { rx: rx.map_or(0, |n| usize::from(n) + 1), tx: tx.map_or(0, |n| usize::from(n) + 1) }
+    }
+
+    /// Refuses plans that only a bug in the compiler of plans can make.
+    pub(crate) fn assert_sound(&self) {
+        for ComponentPlan { name, work, .. } in &self.plan.components {
+            for vlan in work.rx_edges().iter().map(|e| e.vlan).chain(work.tx_edges().iter().map(|e| e.vlan)) {
+                if let VlanOp::Add { vid, pcp } = vlan {
+                    assert!(
+                        vid < 4096 && pcp < 8,
+                        "{name}: VLAN {vid} priority {pcp} can't be written in a tag"
+                    );
+                }
+            }
+            if let Work::Classify { tx, table, .. } = work {
+                assert!(
+                    table.n_tx() <= tx.len(),
+                    "{name}: the table names output {} of {}",
+                    table.n_tx(),
+                    tx.len()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The classifier's table: (VLAN, destination) to outputs. Immutable, read by one core.
+//!
+//! Exact addresses are in one open-addressing hash of 16-byte slots, at most half full, so a look-up
+//! touches one cache line nearly always. What a frame without an exact entry gets is worked
+//! out per VLAN when the table is built: its default with the general default folded in, and the
+//! list of outputs a group frame is copied to. No allocation, no division, no chain of rules per packet.
+//!
+//! The hash needs no secret: entries come from the operator alone, and what guests and the
+//! wire choose is only looked up. A look-up's length is bounded by the longest run of
+//! operator entries, whatever is asked.
+
+use std::collections::BTreeMap;
+
+use spp_drivers::MacAddr;
+use spp_drivers::stats::DropReason;
+
+use crate::frame::VID_RESERVED;
+
+/// Destination of a classifier entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dst {
+    /// One address, unicast or group. Any address is allowed.
+    Mac(MacAddr),
+    /// Whatever has no entry of its own.
+    Default,
+}
+
+/// Where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// To one output.
+    One(u16),
+    /// To each of these outputs (two or more), in ascending order.
+    Each(&'a [u16]),
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// An entry that can't be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// VLAN ids end at 4094.
+    #[error("VLAN id {0} can't have classifier entries: use 1 to 4094 (4095 is reserved, 802.1Q 9.6)")]
+    BadVlan(u16),
+    /// More outputs than a table can number.
+    #[error("a classifier has at most {max} outputs", max = NONE)]
+    TooManyOutputs,
+}
+
+/// "No output" among output numbers.
+const NONE: u16 = u16::MAX;
+
+/// Key of a free slot: no VLAN id is 0xffff.
+const FREE: u64 = u64::MAX;
+
+#[derive(Clone, Copy)]
+struct Slot {
+    key: u64,
+    tx: u16,
+}
+
+/// What one VLAN does with frames that match no address.
+#[derive(Clone, Copy)]
+struct Vlan {
+    /// Output of unknown unicast, or NONE.
+    default: u16,
+    /// Outputs of group frames: a range of `Table::lists`.
+    n_group: u16,
+    group_start: u32,
+}
+
+/// VLAN ids a frame can be looked up with: 0 (untagged) to 4094.
+const N_VLANS: usize = VID_RESERVED as usize;
+
+/// Where frames go. Built by [`TableBuilder`].
+pub struct Table {
+    slots: Box<[Slot]>,
+    /// 64 - log2 of the number of slots.
+    shift: u32,
+    vlans: Box<[Vlan; N_VLANS]>,
+    lists: Box<[u16]>,
+    n_tx: u16,
+    n_entries: usize,
+}
+
+#[inline(always)]
+const fn key(vid: u16, mac: u64) -> u64 {
+    (vid as u64) << 48 | mac
+}
+
+/// Folded multiplication: each bit of the key reaches the top bits, which choose the slot.
+#[inline(always)]
+const fn hash(key: u64) -> u64 {
+    let product = (key as u128) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128;
+    (product >> 64) as u64 ^ product as u64
+}
+
+impl Table {
+    /// Where a frame goes. `vid` is 0 for untagged and priority-tagged frames and below
+    /// 4095; `dst` as in [`MacAddr::to_u64`].
+    #[inline(always)]
+    pub fn route(&self, vid: u16, dst: u64) -> Route<'_> {
+        if let Some(tx) = self.exact(key(vid, dst)) {
+            return Route::One(tx);
+        }
+        let Some(vlan) = self.vlans.get(usize::from(vid)) else {
+            return Route::Drop(DropReason::ReservedVlan);
+        };
+        // The group bit is the lowest bit of the first byte, which is the lowest of the word.
+        if dst & 1 == 0 {
+            return self.one(vlan.default);
+        }
+        if vlan.n_group <= 1 {
+            let only = self.lists.get(vlan.group_start as usize).copied();
+            return self.one(if vlan.n_group == 0 { NONE } else { only.unwrap_or(NONE) });
+        }
+        let start = vlan.group_start as usize;
+        match self.lists.get(start..start + usize::from(vlan.n_group)) {
+            Some(list) => Route::Each(list),
+            None => Route::Drop(DropReason::UnknownDestination),
+        }
+    }
+
+    #[inline(always)]
+    fn one(&self, tx: u16) -> Route<'_> {
+        if tx == NONE { Route::Drop(DropReason::UnknownDestination) } else { Route::One(tx) }
+    }
+
+    #[inline(always)]
+    fn exact(&self, key: u64) -> Option<u16> {
+        let mask = self.slots.len() - 1;
+        let mut index = (hash(key) >> self.shift) as usize & mask;
+        // Ends: at least half of the slots are free.
+        loop {
+            let slot = self.slots[index & mask];
+            if slot.key == key {
+                return Some(slot.tx);
+            }
+            if slot.key == FREE {
+                return None;
+            }
+            index += 1;
+        }
+    }
+
+    /// Entries in it, defaults included.
+    pub fn n_entries(&self) -> usize {
+        self.n_entries
+    }
+
+    /// One more than the highest output that any entry names.
+    pub fn n_tx(&self) -> usize {
+        usize::from(self.n_tx)
+    }
+
+    /// True when every frame would be dropped.
+    pub fn is_empty(&self) -> bool {
+        self.n_entries == 0
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Table {{ entries: {}, slots: {}, outputs: {} }}",
+            self.n_entries,
+            self.slots.len(),
+            self.n_tx
+        )
+    }
+}
+
+/// Gathers entries for a [`Table`]. Control thread only; it sorts and allocates.
+#[derive(Debug, Clone, Default)]
+pub struct TableBuilder {
+    /// Output by (VLAN id or 0, address): the highest output that has it.
+    exact: BTreeMap<(u16, u64), u16>,
+    /// Per VLAN id or 0.
+    vlans: BTreeMap<u16, VlanEntries>,
+    n_entries: usize,
+    n_tx: u16,
+}
+
+#[derive(Debug, Clone, Default)]
+struct VlanEntries {
+    default: Option<u16>,
+    outputs: std::collections::BTreeSet<u16>,
+}
+
+impl TableBuilder {
+    /// No entries.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an entry for output `tx_index`: any number of them per output. `vid` `None` is for untagged
+    /// frames, as is VLAN id 0, which means "no VLAN" (802.1Q 9.6). Of two outputs with the
+    /// same VLAN and destination the higher one gets the frames, and group frames go to both.
+    pub fn add(&mut self, vid: Option<u16>, dst: Dst, tx_index: usize) -> Result<(), TableError> {
+        let vid = vid.unwrap_or(0);
+        if vid >= VID_RESERVED {
+            return Err(TableError::BadVlan(vid));
+        }
+        let tx = u16::try_from(tx_index).ok().filter(|&tx| tx < NONE).ok_or(TableError::TooManyOutputs)?;
+        let vlan = self.vlans.entry(vid).or_default();
+        vlan.outputs.insert(tx);
+        match dst {
+            Dst::Default => vlan.default = vlan.default.max(Some(tx)),
+            Dst::Mac(mac) => {
+                let owner = self.exact.entry((vid, mac.to_u64())).or_insert(tx);
+                *owner = tx.max(*owner);
+            }
+        }
+        self.n_entries += 1;
+        self.n_tx = self.n_tx.max(tx + 1);
+        Ok(())
+    }
+
+    /// The table.
+    pub fn build(&self) -> Table {
+        let n_slots = (self.exact.len() * 2).next_power_of_two().max(2);
+        let shift = 64 - n_slots.trailing_zeros();
+        let mut slots = vec![Slot { key: FREE, tx: NONE }; n_slots].into_boxed_slice();
+        for (&(vid, mac), &tx) in &self.exact {
+            let key = key(vid, mac);
+            let mut index = (hash(key) >> shift) as usize;
+            while slots[index & (n_slots - 1)].key != FREE {
+                index += 1;
+            }
+            slots[index & (n_slots - 1)] = Slot { key, tx };
+        }
+        let (vlans, lists) = self.build_vlans();
+        Table { slots, shift, vlans, lists, n_tx: self.n_tx, n_entries: self.n_entries }
+    }
+
+    /// Folds the general default (the default of untagged) into every VLAN.
+    fn build_vlans(&self) -> (Box<[Vlan; N_VLANS]>, Box<[u16]>) {
+        let general = self.vlans.get(&0).and_then(|untagged| untagged.default);
+        let mut lists: Vec<u16> = general.into_iter().collect();
+        let elsewhere =
+            Vlan { default: general.unwrap_or(NONE), group_start: 0, n_group: u16::from(general.is_some()) };
+        let mut vlans = Box::new([elsewhere; N_VLANS]);
+        for (&vid, entries) in &self.vlans {
+            let mut outputs = entries.outputs.clone();
+            outputs.extend(general);
+            let group_start = lists.len() as u32;
+            lists.extend(&outputs);
+            vlans[usize::from(vid)] = Vlan {
+                default: entries.default.or(general).unwrap_or(NONE),
+                group_start,
+                n_group: outputs.len() as u16,
+            };
+        }
+        (vlans, lists.into_boxed_slice())
+    }
+}
