@@ -1,11 +1,16 @@
 //! From a node's configuration to packets moving between its NICs and guests.
 //!
+//! What is wanted, as data: [`config`], [`cores`], [`names`].
+//!
 //! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
 //! the components [`forwarder`], [`merger`] and [`classifier`] on their [`edge`]s, [`plan`] (all of
 //! it as data), [`engine`] (one core's turn), [`worker`] (its thread).
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod cores;
 pub mod frame;
+pub mod names;
 pub mod plan;
 pub mod stats;
 pub mod table;
