@@ -3,6 +3,14 @@
 //! The drivers are generic over [`PciFunction`]: kernel VFIO implements it for real devices, each
 //! driver's software model implements it for tests, and both run the same driver code.
 
+mod address;
+pub(crate) mod bind;
+pub mod sysfs;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use address::{NotAnAddress, PciAddress};
+
 use std::os::fd::OwnedFd;
 
 use crate::port::PortError;
@@ -42,7 +50,7 @@ pub trait PciFunction: Send {
     fn config_write(&self, offset: u16, bytes: &[u8]) -> Result<(), PortError>;
     /// Maps a BAR (0 to 5).
     fn map_bar(&self, index: u8) -> Result<Self::Bar, PortError>;
-    /// Memory decoding and DMA on or off.
+    /// On: memory decoding and DMA. Off: no DMA; the registers still answer.
     fn set_bus_master(&self, on: bool) -> Result<(), PortError>;
     /// Function-level reset where the device has one; `Ok(false)` where it has none.
     fn reset(&self) -> Result<bool, PortError>;
@@ -50,4 +58,8 @@ pub trait PciFunction: Send {
     fn enable_msix(&self, n: usize) -> Result<Vec<OwnedFd>, PortError>;
     /// NUMA node, where the kernel knows it.
     fn numa_node(&self) -> Option<u32>;
+    /// True once the kernel wants the device back (it is being unplugged or unbound): close it soon.
+    fn removal_requested(&self) -> bool {
+        false
+    }
 }
