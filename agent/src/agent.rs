@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -102,7 +104,7 @@ async fn serve(
         reported: BTreeMap::new(),
     };
     loop {
-        let lost = match agent.session().await {
+        let lost = match unless_it_panics(agent.session()).await {
             Ok(never) => match never {},
             Err(lost) => lost,
         };
@@ -388,5 +390,37 @@ impl Agent {
             }
             line();
         }
+    }
+}
+
+/// A panic in the session (the client library has some for answers no etcd should give) ends the
+/// connection like any other fault; keys and node are looked at anew afterwards.
+async fn unless_it_panics<T>(session: impl Future<Output = Result<T, Lost>>) -> Result<T, Lost> {
+    let mut session = std::pin::pin!(session);
+    std::future::poll_fn(|context| {
+        let poll = AssertUnwindSafe(|| session.as_mut().poll(context));
+        catch_unwind(poll).unwrap_or_else(|panic| {
+            let text =
+                panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+            Poll::Ready(Err(Lost::Panicked(text.unwrap_or("no reason given").to_string())))
+        })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_in_a_session_is_a_lost_connection() {
+        let session = async {
+            tokio::task::yield_now().await;
+            panic!("unknown event {}", 7);
+            #[allow(unreachable_code)]
+            Ok(())
+        };
+        let lost = unless_it_panics(session).await.unwrap_err();
+        assert_eq!(lost.to_string(), "the session panicked: unknown event 7");
     }
 }

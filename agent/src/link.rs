@@ -53,6 +53,9 @@ pub enum Lost {
         /// Seen now.
         now: i64,
     },
+    /// A bug, ours or the client library's, on what came in.
+    #[error("the session panicked: {0}")]
+    Panicked(String),
     /// An answer without its header.
     #[error("the answer to {0} makes no sense")]
     Nonsense(&'static str),
