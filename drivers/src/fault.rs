@@ -160,7 +160,7 @@ impl std::fmt::Debug for Guard {
 /// The mapping stays the caller's: it must live, unshared with anything but volatile or atomic
 /// access, until the guard is dropped, since the handler replaces its pages in place.
 pub fn guard(start: NonNull<u8>, len: usize, fill: Fill) -> Result<Guard, FaultError> {
-    assert!(start.as_ptr() as usize % PAGE_BYTES == 0, "mappings start on a page");
+    assert!((start.as_ptr() as usize).is_multiple_of(PAGE_BYTES), "mappings start on a page");
     install_once()?;
     let len = len.next_multiple_of(PAGE_BYTES);
     REGISTRY.register(start.as_ptr() as usize, len, fill).map(Guard).ok_or(FaultError::Full)

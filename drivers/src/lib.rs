@@ -14,6 +14,7 @@ pub mod ring_port;
 pub mod spsc;
 pub mod stats;
 pub mod tsc;
+pub mod vfio;
 
 pub use burst::{BURST, Burst};
 pub use mac::MacAddr;

@@ -2,6 +2,7 @@
 //! Memory that devices may reach: memfd-backed, huge pages if there are any, mapped once
 //! for us and once, at a fixed IOVA, for every IOMMU container in use. Set-up only.
 
+use std::any::Any;
 use std::ffi::CString;
 use std::fs::File;
 use std::ptr::NonNull;
@@ -82,7 +83,7 @@ pub enum DmaError {
 }
 
 /// An IOMMU container that memory can be mapped into. Implemented by the VFIO layer.
-pub trait DmaMapper: Send + Sync {
+pub trait DmaMapper: Any + Send + Sync {
     /// Ranges the IOMMU accepts.
     fn usable_ranges(&self) -> Vec<IovaRange>;
     /// Makes `len` bytes at host address `host` visible to devices at `iova`, readable and writable.
@@ -135,6 +136,27 @@ impl DmaSpace {
         }
         inner.mappers.push(mapper);
         Ok(())
+    }
+
+    /// The container of this kind, when one is attached.
+    pub fn mapper<T: DmaMapper>(&self) -> Option<Arc<T>> {
+        let inner = self.inner();
+        inner.mappers.iter().find_map(|mapper| {
+            let any: Arc<dyn Any + Send + Sync> = mapper.clone();
+            any.downcast().ok()
+        })
+    }
+
+    /// Forgets a container that no device is in any more: the kernel has dropped its mappings.
+    pub fn detach(&self, mapper: &Arc<dyn DmaMapper>) {
+        self.inner().mappers.retain(|attached| !Arc::ptr_eq(attached, mapper));
+    }
+
+    /// Narrows the usable addresses after an attached container took in a device behind another
+    /// IOMMU. Changes nothing when memory lies outside of them.
+    pub fn narrow(&self, ranges: &[IovaRange]) -> Result<(), DmaError> {
+        let outside = |r: IovaRange| DmaError::OutsideAperture { iova: Iova(r.first) };
+        self.inner().iovas.restrict(ranges).map_err(outside)
     }
 
     /// Allocates zeroed memory of at least `len` bytes (rounded up to whole pages), visible to all
@@ -261,6 +283,20 @@ mod tests {
         drop(early);
         drop(late);
         assert!(mapper.0.lock().unwrap().is_empty(), "dropping a region unmaps it everywhere");
+    }
+
+    #[test]
+    fn detached_container_is_not_found_and_not_asked_to_unmap() {
+        let space = DmaSpace::new();
+        let mapper = Arc::new(Recorder::default());
+        space.attach(mapper.clone()).unwrap();
+        let region = space.allocate("held", 4096).unwrap();
+        assert!(Arc::ptr_eq(&space.mapper::<Recorder>().unwrap(), &mapper));
+        let attached: Arc<dyn DmaMapper> = mapper.clone();
+        space.detach(&attached);
+        assert!(space.mapper::<Recorder>().is_none());
+        drop(region);
+        assert_eq!(mapper.0.lock().unwrap().len(), 1);
     }
 
     #[test]
