@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cores::{self, CoreMask, CoresError, Role};
-use crate::names::{ComponentKind, PortName, check_component_name, clip};
+use crate::names::{ComponentKind, PortName, clip};
+use crate::topology::Topology;
 
 /// Everything a node needs to know to build itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,9 +278,9 @@ impl NodeConfig {
                 return Err(vf.field_error(i, "pci_address", what));
             }
             self.components(i)?;
-            vf.check_components(i)?;
         }
-        Ok(cores::check_overlap(&self.masks())?)
+        cores::check_overlap(&self.masks())?;
+        Topology::from_config(self, true).map(drop)
     }
 }
 
@@ -291,29 +292,6 @@ impl VfConfig {
 
     fn field_error(&self, index: usize, field: &str, what: String) -> ConfigError {
         ConfigError::Field { nic: self.owner(index), field: field.to_owned(), what }
-    }
-
-    fn check_components(&self, index: usize) -> Result<(), ConfigError> {
-        let components = self.components.as_deref().unwrap_or_default();
-        for (n, component) in components.iter().enumerate() {
-            let err = |what: String| Err(self.field_error(index, &format!("components[{n}]"), what));
-            if let Err(error) = check_component_name(&component.name) {
-                return err(error.to_string());
-            }
-            if components[..n].iter().any(|other| other.name == component.name) {
-                return err(format!("the name {:?} is taken", component.name));
-            }
-            if !self.core_mask.contains(component.core) {
-                return err(format!("core {} is not in core_mask {}", component.core, self.core_mask));
-            }
-            if self.core_mask.lowest() == Some(component.core) {
-                return err(format!(
-                    "core {} is the master core: components go to the others",
-                    component.core
-                ));
-            }
-        }
-        Ok(())
     }
 }
 

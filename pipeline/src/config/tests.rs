@@ -147,7 +147,7 @@ fn errors_name_the_nic_the_field_and_what_is_allowed() {
         (
             "components",
             r#"[{"core":8,"type":"merge","name":"m","rx_port":[],"tx_port":[]}]"#,
-            "core 8 is not in core_mask 0xfe",
+            "core 8 is not one of vf 1: it has 2-7",
         ),
         ("components", r#"[{"core":2}]"#, "components[0].type: missing"),
     ] {

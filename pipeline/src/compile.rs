@@ -1,0 +1,219 @@
+//! From a [`Topology`] to what each core runs, and from one such wiring to the next.
+//!
+//! Pure: no queues, no threads. [`Wiring::compile`] says what should be; [`steps`] says in which order
+//! the cores have to change so that no end of a port is ever on two of them, nothing is let through
+//! before its way is complete, and nothing is taken apart before the flow into it has stopped.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::names::{ComponentKind, PortName};
+use crate::plan::VlanOp;
+use crate::table::Dst;
+use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology};
+
+/// What all cores run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wiring {
+    /// By core number; cores without a component that can run are absent.
+    pub cores: BTreeMap<usize, Vec<Running>>,
+}
+
+/// A component with all it needs to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Identity of the component.
+    pub id: ComponentId,
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: ComponentKind,
+    /// Inputs.
+    pub rx: Vec<Input>,
+    /// Outputs.
+    pub tx: Vec<Attachment>,
+    /// Classifier entries in force.
+    pub entries: Vec<Entry>,
+}
+
+/// An input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Input {
+    /// The port.
+    pub port: PortName,
+    /// Done to each frame first.
+    pub vlan: VlanOp,
+    /// Frames are taken and dropped.
+    pub closed: bool,
+}
+
+/// One change of one core.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The core.
+    pub core: usize,
+    /// What it runs from now on.
+    pub components: Vec<Running>,
+    /// Ends of ports that leave it.
+    pub take: Vec<PortEnd>,
+    /// Ends of ports that come to it.
+    pub give: Vec<PortEnd>,
+}
+
+impl Running {
+    /// The ends of ports it needs.
+    pub fn ends(&self) -> impl Iterator<Item = PortEnd> + '_ {
+        let rx = self.rx.iter().map(|rx| (Direction::Rx, rx.port));
+        rx.chain(self.tx.iter().map(|tx| (Direction::Tx, tx.port)))
+    }
+
+    /// A component whose ports are not complete does not run.
+    fn is_complete(&self) -> bool {
+        !self.rx.is_empty() && !self.tx.is_empty()
+    }
+
+    /// Entries as (VLAN, destination, index of the output).
+    pub fn indexed_entries(&self) -> impl Iterator<Item = (Option<u16>, Dst, usize)> + '_ {
+        self.entries.iter().filter_map(|entry| {
+            let index = self.tx.iter().position(|tx| tx.port == entry.port)?;
+            Some((entry.vid, entry.dst, index))
+        })
+    }
+
+    /// This component without the ends that `have` lacks, and without anything that `before`, what
+    /// runs now, does not let through: its new entries and newly opened gates.
+    fn held_back(&self, before: &Running, have: &BTreeSet<PortEnd>) -> Running {
+        let mut held = self.clone();
+        held.rx.retain(|rx| have.contains(&(Direction::Rx, rx.port)));
+        held.tx.retain(|tx| have.contains(&(Direction::Tx, tx.port)));
+        held.entries
+            .retain(|entry| before.entries.contains(entry) && held.tx.iter().any(|tx| tx.port == entry.port));
+        for rx in &mut held.rx {
+            let was_closed = before.rx.iter().any(|old| old.port == rx.port && old.closed);
+            rx.closed |= was_closed;
+        }
+        held
+    }
+}
+
+fn running(
+    topology: &Topology,
+    entries: &[Entry],
+    component: &Component,
+    missing: &BTreeSet<PortName>,
+) -> Running {
+    let there = |attachment: &&Attachment| !missing.contains(&attachment.port);
+    let tx: Vec<Attachment> = component.tx.iter().filter(there).copied().collect();
+    let rx = component.rx.iter().filter(there);
+    let rx = rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.is_gated(rx.port) });
+    let own = |entry: &&Entry| tx.iter().any(|tx| tx.port == entry.port);
+    let entries = match component.kind {
+        ComponentKind::Classifier => entries.iter().filter(own).copied().collect(),
+        _ => Vec::new(),
+    };
+    let (id, name, kind) = (component.id, component.name.clone(), component.kind);
+    Running { id, name, kind, rx: rx.collect(), tx, entries }
+}
+
+impl Wiring {
+    /// What `topology` asks for. Ports in `missing` (their device is down) count as not attached.
+    pub fn compile(topology: &Topology, missing: &BTreeSet<PortName>) -> Wiring {
+        let mut cores: BTreeMap<usize, Vec<Running>> = BTreeMap::new();
+        for vf in topology.vfs() {
+            for component in &vf.components {
+                let running = running(topology, &vf.entries, component, missing);
+                if running.is_complete() {
+                    cores.entry(component.core).or_default().push(running);
+                }
+            }
+        }
+        Wiring { cores }
+    }
+
+    /// What one core runs.
+    pub fn on(&self, core: usize) -> &[Running] {
+        self.cores.get(&core).map_or(&[], Vec::as_slice)
+    }
+
+    /// The ends of ports on one core.
+    pub fn ends_on(&self, core: usize) -> BTreeSet<PortEnd> {
+        self.on(core).iter().flat_map(Running::ends).collect()
+    }
+
+    /// Takes a step.
+    pub fn apply(&mut self, step: &Step) {
+        if step.components.is_empty() {
+            self.cores.remove(&step.core);
+        } else {
+            self.cores.insert(step.core, step.components.clone());
+        }
+    }
+}
+
+/// The steps from what runs to what is wanted. First everything that stops flow, from where packets come
+/// in (classifiers) to where they leave (mergers); every end that moves is off its old core then.
+/// After that everything that starts flow, the other way round: a merger has its tag
+/// before the classifier has the entry.
+pub fn steps(running: &Wiring, wanted: &Wiring) -> Vec<Step> {
+    let cores: BTreeSet<usize> = running.cores.keys().chain(wanted.cores.keys()).copied().collect();
+    let mut order: Vec<usize> = cores.into_iter().collect();
+    order.sort_by_key(|&core| (downstream(running.on(core)).max(downstream(wanted.on(core))), core));
+    let mut now = running.clone();
+    let mut steps = Vec::new();
+    for &core in &order {
+        let held = held_back(&now, wanted, core);
+        if stops_something(now.on(core), &held) {
+            push(&mut steps, &mut now, core, held);
+        }
+    }
+    for &core in order.iter().rev() {
+        if now.on(core) != wanted.on(core) {
+            push(&mut steps, &mut now, core, wanted.on(core).to_vec());
+        }
+    }
+    steps
+}
+
+/// How near to the place where packets leave: classifiers 0, forwarders 1, mergers 2.
+fn downstream(components: &[Running]) -> u8 {
+    let rank = |component: &Running| match component.kind {
+        ComponentKind::Classifier => 0,
+        ComponentKind::Forward => 1,
+        ComponentKind::Merge => 2,
+    };
+    components.iter().map(rank).max().unwrap_or(0)
+}
+
+/// What a core can run of what is wanted, with what it has and nothing newly let through.
+fn held_back(now: &Wiring, wanted: &Wiring, core: usize) -> Vec<Running> {
+    let have = now.ends_on(core);
+    let wanted = wanted.on(core).iter();
+    let kept = wanted.filter_map(|component| {
+        let before = now.on(core).iter().find(|old| old.id == component.id)?;
+        Some(component.held_back(before, &have))
+    });
+    kept.filter(Running::is_complete).collect()
+}
+
+/// True when `held` runs less than `now`: a component, an end or an entry is gone, or a gate closed.
+fn stops_something(now: &[Running], held: &[Running]) -> bool {
+    now.iter().any(|old| {
+        let Some(new) = held.iter().find(|new| new.id == old.id) else { return true };
+        let closes =
+            |rx: &Input| new.rx.iter().any(|other| other.port == rx.port && other.closed && !rx.closed);
+        old.ends().any(|end| !new.ends().any(|other| other == end))
+            || old.entries.iter().any(|entry| !new.entries.contains(entry))
+            || old.rx.iter().any(closes)
+    })
+}
+
+fn push(steps: &mut Vec<Step>, now: &mut Wiring, core: usize, components: Vec<Running>) {
+    let had = now.ends_on(core);
+    let step = Step { core, components, take: Vec::new(), give: Vec::new() };
+    now.apply(&step);
+    let has = now.ends_on(core);
+    let (take, give) = (had.difference(&has).copied().collect(), has.difference(&had).copied().collect());
+    steps.push(Step { take, give, ..step });
+}
+
+#[cfg(test)]
+mod tests;
