@@ -1,2 +1,50 @@
-//! The `spp` binary.
-fn main() {}
+//! The `spp` binary: reads the command line, runs one command, turns its end into an exit code.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config_cmd;
+mod cores_cmd;
+mod fail;
+mod nic;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use cli::{Cli, Command};
+use fail::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return command_line_ended(&error),
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("spp: {}", failure.message);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Config(command) => config_cmd::run(&command),
+        Command::Nic(command) => nic::run(&command),
+        Command::Cores(args) => cores_cmd::run(&args),
+    }
+}
+
+/// Help and version are printed and are no failure; anything else is one line.
+fn command_line_ended(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A closed pipe (`spp --help | head -1`) is nobody's failure.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("spp: {}", cli::usage_line(error));
+    ExitCode::from(Exit::Usage as u8)
+}

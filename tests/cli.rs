@@ -1,0 +1,129 @@
+//! The `spp` command as a shell sees it: exit codes, one-line errors, JSON beside every human output.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn spp(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spp"));
+    command.args(args).env_remove("SPP_API").output().expect("spp starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("stdout is text")
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = spp(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", stdout(&output)))
+}
+
+/// The exit code, and the one line behind `spp: `.
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = spp(args);
+    let text = String::from_utf8(output.stderr).expect("stderr is text");
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", String::from_utf8_lossy(&output.stdout));
+    let line = text.strip_prefix("spp: ").unwrap_or_else(|| panic!("{args:?}: {text}"));
+    assert_eq!(line.matches('\n').count(), 1, "{args:?}: {text}");
+    (output.status.code().expect("it exits"), line.trim_end().to_owned())
+}
+
+#[test]
+fn help_of_every_command_has_examples_and_exits_0() {
+    let commands: &[&[&str]] = &[
+        &["config", "put"],
+        &["config", "show"],
+        &["config", "destroy"],
+        &["cores"],
+        &["nic", "list"],
+        &["nic", "bind"],
+        &["nic", "unbind"],
+    ];
+    for command in commands {
+        let output = spp(&[command, &["--help"][..]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(stdout(&output).contains(&format!("Examples:\n  spp {}", command.join(" "))), "{command:?}");
+    }
+    assert_eq!(stdout(&spp(&["--version"])), format!("spp {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_command_lines_exit_2_with_one_line() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "see spp --help"),
+        (&["nonsense"], "nonsense"),
+        (&["cores"], "<MASK>"),
+        (&["cores", "0xfe", "--vhosts", "0"], "--vhosts"),
+        (&["cores", "0xfe", "--vhosts", "2", "2"], "2 numbers for 1 masks"),
+        (&["nic", "bind", "4"], "not a PCI address"),
+        (&["config", "put", "--etcd", "ftp://x y", "--host", "h", "m"], "etcd endpoint"),
+        (&["config", "put", "--etcd", "http://127.0.0.1:1", "--host", "a/b", "m"], "--host"),
+        (&["config", "put", "--etcd", "http://127.0.0.1:1", "m"], "--host <NAME>"),
+    ];
+    for (args, part) in cases {
+        let (code, line) = failure(args);
+        assert_eq!(code, 2, "{args:?}: {line}");
+        assert!(line.contains(part), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn cores_deals_the_documents_masks_as_the_document_does() {
+    let report = json(&["cores", "0xfe", "0xfc02", "--vhosts", "2", "2", "--json"]);
+    let names = |vf: usize| {
+        let components = report["vfs"][vf]["components"].as_array().expect("components");
+        components
+            .iter()
+            .map(|c| format!("{}:{}", c["core"], c["name"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let first =
+        ["2:forward_0_tx", "3:forward_0_rx", "4:forward_1_tx", "5:forward_1_rx", "6:classifier", "7:merger"];
+    assert_eq!(names(0), first);
+    assert_eq!(names(1)[0], "10:forward_2_tx");
+    let mappings = "00:04.0#phys1#2#0xfe,00:05.0#phys2#2#0xfc02";
+    assert_eq!(json(&["cores", mappings, "--json"]), report);
+    let human = stdout(&spp(&["cores", "0xfe"]));
+    assert!(human.contains("vf 1: mask 0xfe, 2 vhosts") && human.contains("forward_1_rx"), "{human}");
+}
+
+#[test]
+fn masks_that_cannot_be_exit_5_and_name_the_reason() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["cores", "xfc02"], "did you mean \"0xfc02\""),
+        (&["cores", "0x0"], "no core"),
+        (&["cores", "0x7e", "--vhosts", "2"], "has 6 cores"),
+        (&["cores", "0xfe", "0xfc82", "--vhosts", "2", "2"], "core 7 belongs to both"),
+        (&["cores", "00:04.0#phys1#2"], "mapping"),
+    ];
+    for (args, part) in cases {
+        let (code, line) = failure(args);
+        assert_eq!(code, 5, "{args:?}: {line}");
+        assert!(line.contains(part), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn config_without_etcd_exits_3_and_bad_mappings_5_before_etcd_is_asked() {
+    let etcd = ["--etcd", "http://127.0.0.1:1", "--host", "h"];
+    for command in ["show", "destroy"] {
+        let (code, line) = failure(&[&["config", command][..], &etcd].concat());
+        assert_eq!(code, 3, "{line}");
+        assert!(line.contains("http://127.0.0.1:1"), "{line}");
+    }
+    let put = |mappings| failure(&[&["config", "put"][..], &etcd, &[mappings]].concat());
+    assert_eq!(put("00:04.0#phys1#2#0xfe").0, 3);
+    let (code, line) = put("00:04.0#phys1#2#xfe");
+    assert_eq!(code, 5, "{line}");
+    assert!(line.contains("0xfe"), "{line}");
+}
+
+#[test]
+fn nic_list_is_a_json_list_and_an_absent_nic_is_one_line() {
+    assert!(json(&["nic", "list", "--json"]).is_array());
+    assert_eq!(spp(&["nic", "list"]).status.code(), Some(0));
+    let (code, line) = failure(&["nic", "bind", "fffe:1f:1f.7"]);
+    assert_eq!(code, 1, "{line}");
+    assert!(line.contains("fffe:1f:1f.7"), "{line}");
+}
