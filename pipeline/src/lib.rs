@@ -4,14 +4,20 @@
 //! what each core runs, and into the steps from one wiring to the next.
 //!
 //! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
-//! the components [`forwarder`], [`merger`] and [`classifier`] on their [`edge`]s, [`plan`] (all of
-//! it as data), [`engine`] (one core's turn), [`worker`] (its thread).
+//! `edge` (bursts in and out), the components `forwarder`, `merger` and `classifier`, [`plan`]
+//! (all of it as data), [`engine`] (one core's turn), [`worker`] (its thread).
 #![forbid(unsafe_code)]
 
+mod classifier;
 pub mod compile;
 pub mod config;
 pub mod cores;
+mod edge;
+pub mod engine;
+mod forwarder;
 pub mod frame;
+mod handover;
+mod merger;
 pub mod names;
 pub mod plan;
 pub mod stats;

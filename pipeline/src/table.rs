@@ -91,7 +91,7 @@ const fn key(vid: u16, mac: u64) -> u64 {
 /// Folded multiplication: each bit of the key reaches the top bits, which choose the slot.
 #[inline(always)]
 const fn hash(key: u64) -> u64 {
-    let product = (key as u128) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128;
+    let product = key as u128 * 0x9e37_79b9_7f4a_7c15;
     (product >> 64) as u64 ^ product as u64
 }
 

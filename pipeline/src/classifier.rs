@@ -1,0 +1,96 @@
+//! classifier: one input to the outputs that the table chooses.
+//!
+//! Two passes over a burst: first all headers and look-ups, which do not depend on each other and so
+//! overlap their cache misses; then the packets move to the pending bursts of their outputs, which
+//! are sent at the end of the turn. Nothing waits for more packets to come: a burst out is what one
+//! burst in gave. A full output drops at once, for it must not stop the others.
+
+use spp_drivers::dma::PacketBuf;
+use spp_drivers::stats::DropReason;
+use spp_drivers::{BURST, Burst};
+
+use crate::edge::{Books, Slots, TxHalf, flush, push, receive, refuse};
+use crate::frame;
+use crate::plan::{RxEdge, TxEdge};
+use crate::table::{Route, Table};
+
+/// Packets looked ahead when fetching headers.
+const LOOK_AHEAD: usize = 4;
+
+/// One turn.
+pub(crate) fn turn(rx: &RxEdge, tx: &[TxEdge], table: &Table, slots: &mut Slots, books: &mut Books) {
+    let input = &mut slots.rx[usize::from(rx.slot.0)];
+    if rx.closed {
+        refuse(rx, input, books);
+    } else if !tx.is_empty() && !table.is_empty() {
+        let mut burst = Burst::new();
+        receive(rx, input, books, &mut burst);
+        if !burst.is_empty() {
+            classify(rx, tx, table, &mut burst, &mut slots.tx, books);
+        }
+    }
+    for edge in tx {
+        flush(edge, &mut slots.tx[usize::from(edge.slot.0)], books);
+    }
+}
+
+fn classify(
+    rx: &RxEdge,
+    tx: &[TxEdge],
+    table: &Table,
+    burst: &mut Burst,
+    halves: &mut [TxHalf],
+    books: &mut Books,
+) {
+    let routes = look_up(table, burst);
+    for (packet, route) in burst.take_all().zip(routes) {
+        match route {
+            Route::One(output) => send(tx, output, packet, halves, books),
+            Route::Each(outputs) => spread(tx, outputs, packet, halves, books),
+            Route::Drop(reason) => books.drop_packet(packet, &rx.stats, reason),
+        }
+    }
+}
+
+#[inline(always)]
+fn look_up<'a>(table: &'a Table, burst: &mut Burst) -> [Route<'a>; BURST] {
+    let mut routes = [Route::Drop(DropReason::UnknownDestination); BURST];
+    burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
+    for index in 0..burst.len() {
+        if let Some(ahead) = burst.get(index + LOOK_AHEAD) {
+            ahead.prefetch();
+        }
+        let packet = &mut burst[index];
+        frame::gather_header(packet);
+        routes[index] = match frame::parse(packet.data()) {
+            Ok(header) => table.route(header.vid, header.dst),
+            Err(reason) => Route::Drop(reason),
+        };
+    }
+    routes
+}
+
+#[inline(always)]
+fn send(tx: &[TxEdge], output: u16, packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
+    // The plan was checked to have every output the table names.
+    let edge = &tx[usize::from(output)];
+    push(edge, &mut halves[usize::from(edge.slot.0)], packet, books);
+}
+
+/// One frame to several outputs. Each gets a buffer of its own, so that a tag put on for one output is
+/// never seen on another.
+#[inline(never)]
+fn spread(tx: &[TxEdge], outputs: &[u16], packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
+    let Some((&last, others)) = outputs.split_last() else {
+        books.pool.free(packet);
+        return;
+    };
+    for &output in others {
+        books.ledger.copies += 1;
+        match packet.duplicate(books.pool) {
+            Some(copy) => send(tx, output, copy, halves, books),
+            None => books.count_drops(&tx[usize::from(output)].stats, DropReason::NoBuffer, 1),
+        }
+    }
+    send(tx, last, packet, halves, books);
+}

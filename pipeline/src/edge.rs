@@ -1,0 +1,252 @@
+//! The two ends of a component: taking bursts in, sending bursts out, counting both.
+//!
+//! Shared by all components, called by the worker thread only. Each drop here is counted twice for
+//! two questions: at its edge (which port?) and at its component (which reason, in all?).
+
+use spp_drivers::Burst;
+use spp_drivers::dma::{PacketBuf, PoolCache};
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::stats::{DropReason, QueueStats};
+
+use crate::frame::{self, ETHERNET_BYTES};
+use crate::plan::{RxEdge, TxEdge, VlanOp, WhenFull};
+use crate::stats::ComponentStats;
+
+/// A receiving half in its slot.
+#[derive(Default)]
+pub(crate) struct RxHalf {
+    pub queue: Option<Box<dyn RxQueue>>,
+    /// It panicked while nobody asked it for packets: left alone from then on.
+    pub faulty: bool,
+}
+
+/// A sending half in its slot, with the frames that wait for it. They stay through plan changes.
+#[derive(Default)]
+pub(crate) struct TxHalf {
+    pub queue: Option<Box<dyn TxQueue>>,
+    pub pending: Burst,
+    /// When the pending burst was first refused, in ticks.
+    pub since: Option<u64>,
+    /// Merge: the input served first next time.
+    pub cursor: u16,
+    /// As [`RxHalf::faulty`].
+    pub faulty: bool,
+}
+
+/// All halves of a worker.
+#[derive(Default)]
+pub(crate) struct Slots {
+    pub rx: Vec<RxHalf>,
+    pub tx: Vec<TxHalf>,
+}
+
+/// What one turn of a component moved; becomes counters when the turn is over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ledger {
+    pub rx: u64,
+    pub tx: u64,
+    pub copies: u64,
+    pub dropped: u64,
+}
+
+/// What a component's turn works with besides its edges.
+pub(crate) struct Books<'a> {
+    pub pool: &'a mut PoolCache,
+    pub ledger: &'a mut Ledger,
+    pub stats: &'a ComponentStats,
+    /// Start of this turn, in ticks.
+    pub now: u64,
+}
+
+impl Books<'_> {
+    #[inline]
+    pub(crate) fn count_drops(&mut self, edge: &QueueStats, reason: DropReason, n: usize) {
+        edge.dropped(reason, n);
+        self.stats.dropped(reason, n as u64);
+        self.ledger.dropped += n as u64;
+    }
+
+    #[inline]
+    pub(crate) fn drop_packet(&mut self, packet: PacketBuf, edge: &QueueStats, reason: DropReason) {
+        self.pool.free(packet);
+        self.count_drops(edge, reason, 1);
+    }
+}
+
+/// Takes a burst from an open edge to the end of `out`: runts are dropped, the edge's VLAN
+/// operation is done. Returns how many packets were taken, dropped ones included.
+#[inline]
+pub(crate) fn receive(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> usize {
+    let first = out.len();
+    let taken = take(edge, half, books, out);
+    if taken.n > 0 && (taken.shortest < ETHERNET_BYTES || edge.vlan != VlanOp::None) {
+        rework(out, first, &edge.stats, books, |packet| {
+            if packet.total_len() < ETHERNET_BYTES {
+                return Err(DropReason::Runt);
+            }
+            frame::apply(edge.vlan, packet)
+        });
+    }
+    taken.n
+}
+
+/// Takes a burst from a closed edge and drops it.
+pub(crate) fn refuse(edge: &RxEdge, half: &mut RxHalf, books: &mut Books) {
+    let mut refused = Burst::new();
+    take(edge, half, books, &mut refused);
+    let n = refused.free_all(books.pool);
+    if n > 0 {
+        books.count_drops(&edge.stats, DropReason::Unplugged, n);
+    }
+}
+
+struct Taken {
+    n: usize,
+    shortest: usize,
+}
+
+#[inline(always)]
+fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> Taken {
+    let first = out.len();
+    let (mut n, mut shortest, mut bytes) = (0, usize::MAX, 0);
+    if let Some(queue) = &mut half.queue {
+        queue.rx_burst(books.pool, out);
+        // What the burst holds counts, not what the queue says.
+        for packet in out.iter().skip(first) {
+            let len = packet.total_len();
+            bytes += len as u64;
+            shortest = shortest.min(len);
+            n += 1;
+        }
+    }
+    if n > 0 {
+        books.ledger.rx += n as u64;
+        books.stats.received_burst(n);
+        edge.stats.moved(n, bytes);
+    }
+    Taken { n, shortest }
+}
+
+/// Runs `operation` on the packets of `burst` from `first` on and drops those it refuses; the others keep their order.
+#[inline(always)]
+pub(crate) fn rework(
+    burst: &mut Burst,
+    first: usize,
+    edge: &QueueStats,
+    books: &mut Books,
+    mut operation: impl FnMut(&mut PacketBuf) -> Result<(), DropReason>,
+) {
+    let mut refused = 0u32;
+    for index in first..burst.len() {
+        if let Some(next) = burst.get(index + 1) {
+            next.prefetch();
+        }
+        if let Err(reason) = operation(&mut burst[index]) {
+            refused |= 1 << index;
+            books.count_drops(edge, reason, 1);
+        }
+    }
+    if refused != 0 {
+        free_marked(burst, refused, books.pool);
+    }
+}
+
+#[cold]
+fn free_marked(burst: &mut Burst, marked: u32, pool: &mut PoolCache) {
+    let mut kept = Burst::new();
+    for (index, packet) in burst.take_all().enumerate() {
+        if marked >> index & 1 != 0 {
+            pool.free(packet);
+        } else {
+            kept.push(packet).expect("no more packets are kept than there were");
+        }
+    }
+    *burst = kept;
+}
+
+/// Queues one packet on an output, after the edge's VLAN operation.
+#[inline(always)]
+pub(crate) fn push(edge: &TxEdge, half: &mut TxHalf, mut packet: PacketBuf, books: &mut Books) {
+    if let Err(reason) = frame::apply(edge.vlan, &mut packet) {
+        books.drop_packet(packet, &edge.stats, reason);
+        return;
+    }
+    if let Err(packet) = half.pending.push(packet) {
+        push_to_full(edge, half, packet, books);
+    }
+}
+
+#[cold]
+fn push_to_full(edge: &TxEdge, half: &mut TxHalf, packet: PacketBuf, books: &mut Books) {
+    flush(edge, half, books);
+    if let Err(packet) = half.pending.push(packet) {
+        let (WhenFull::Drop(reason) | WhenFull::Wait { then: reason, .. }) = edge.full;
+        books.drop_packet(packet, &edge.stats, reason);
+    }
+}
+
+/// Sends what is pending on an output. What its queue refuses is dropped, or waits, as the edge says.
+#[inline]
+pub(crate) fn flush(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
+    if half.pending.is_empty() {
+        return;
+    }
+    offer(half, books.pool, |sent, bytes| {
+        books.ledger.tx += sent as u64;
+        edge.stats.moved(sent, bytes);
+    });
+    if half.pending.is_empty() {
+        half.since = None;
+    } else {
+        refused(edge, half, books);
+    }
+}
+
+/// Offers the pending burst to the queue once; reports what left it.
+#[inline(always)]
+fn offer(half: &mut TxHalf, pool: &mut PoolCache, report: impl FnOnce(usize, u64)) {
+    let Some(queue) = &mut half.queue else { return };
+    let (n, bytes) = (half.pending.len(), half.pending.bytes());
+    queue.tx_burst(pool, &mut half.pending);
+    let left = half.pending.len();
+    let left_bytes = if left == 0 { 0 } else { half.pending.bytes() };
+    report(n.saturating_sub(left), bytes.saturating_sub(left_bytes));
+}
+
+/// The queue left some of the burst.
+#[inline(never)]
+fn refused(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
+    let reason = match edge.full {
+        _ if half.queue.is_none() => DropReason::ComponentGone,
+        WhenFull::Drop(reason) => reason,
+        WhenFull::Wait { limit_ticks, then } => {
+            // The age of the burst as a whole: progress within it does not extend the wait.
+            let since = *half.since.get_or_insert(books.now);
+            if books.now.saturating_sub(since) <= limit_ticks {
+                return;
+            }
+            then
+        }
+    };
+    drop_pending(&edge.stats, half, books, reason);
+}
+
+fn drop_pending(edge: &QueueStats, half: &mut TxHalf, books: &mut Books, reason: DropReason) {
+    let n = half.pending.free_all(books.pool);
+    half.since = None;
+    books.count_drops(edge, reason, n);
+}
+
+/// Offers the pending burst of an output that goes away a last time and drops the rest.
+pub(crate) fn close(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
+    if half.pending.is_empty() {
+        return;
+    }
+    offer(half, books.pool, |sent, bytes| {
+        books.ledger.tx += sent as u64;
+        edge.stats.moved(sent, bytes);
+    });
+    if !half.pending.is_empty() {
+        drop_pending(&edge.stats, half, books, DropReason::ComponentGone);
+    }
+}

@@ -1,0 +1,254 @@
+//! One core's packet work without its thread: slots, plan, turns.
+//!
+//! The worker thread owns an [`Engine`] and calls [`Engine::turn`] for ever; tests and benches call it
+//! themselves, step by step. It owns the core's queue halves, pending bursts and buffer cache.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crossbeam_utils::CachePadded;
+use spp_drivers::dma::{Pool, PoolCache};
+use spp_drivers::stats::DropReason;
+use spp_drivers::tsc;
+
+use crate::edge::{self, Books, Ledger, Slots};
+use crate::handover::{Parcel, SlotBook};
+use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
+use crate::stats::{ComponentStats, CycleCounters, Cycles};
+use crate::{classifier, forwarder, merger};
+
+/// What a turn of all components came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Packets moved or were dropped.
+    Useful,
+    /// Nothing moved, and packets wait for a full output.
+    Blocked,
+    /// There was nothing to do.
+    Idle,
+}
+
+/// One core's work.
+pub struct Engine {
+    plan: CorePlan,
+    slots: Slots,
+    pool: PoolCache,
+    cycles: Arc<CachePadded<CycleCounters>>,
+    /// When the last turn ended.
+    last_ticks: u64,
+    /// For [`Engine::change`]; a worker's book is with the control thread.
+    book: SlotBook,
+}
+
+impl Engine {
+    /// An engine without halves or components, with a buffer cache of its own.
+    pub fn new(pool: &Pool) -> Engine {
+        Engine {
+            plan: CorePlan::default(),
+            slots: Slots::default(),
+            pool: pool.cache(),
+            cycles: Arc::default(),
+            last_ticks: tsc::now(),
+            book: SlotBook::default(),
+        }
+    }
+
+    /// Where the cycles went.
+    pub fn cycles(&self) -> Cycles {
+        self.cycles.get()
+    }
+
+    pub(crate) fn share_cycles(&self) -> Arc<CachePadded<CycleCounters>> {
+        self.cycles.clone()
+    }
+
+    /// One turn of every component, in order.
+    #[inline]
+    pub fn turn(&mut self) -> Activity {
+        let mut total = Cycles::default();
+        let start = tsc::now();
+        total.idle = start.saturating_sub(self.last_ticks);
+        let mut last = start;
+        for component in &self.plan.components {
+            if component.stats.failed() {
+                continue;
+            }
+            let mut ledger = Ledger::default();
+            let books =
+                Books { pool: &mut self.pool, ledger: &mut ledger, stats: &component.stats, now: last };
+            let run = catch_unwind(AssertUnwindSafe(|| run(&component.work, &mut self.slots, books)));
+            if run.is_err() {
+                fail(component, &ledger, &mut self.slots, &mut self.pool);
+            } else {
+                settle(&component.stats, &ledger);
+            }
+            let now = tsc::now();
+            let spent = spent(&component.stats, &ledger, now.saturating_sub(last));
+            component.stats.cycles.add(spent);
+            total.useful += spent.useful;
+            total.idle += spent.idle;
+            total.blocked += spent.blocked;
+            last = now;
+        }
+        self.last_ticks = last;
+        self.cycles.add(total);
+        match total {
+            Cycles { useful: 1.., .. } => Activity::Useful,
+            Cycles { blocked: 1.., .. } => Activity::Blocked,
+            _ => Activity::Idle,
+        }
+    }
+
+    /// Lets every half serve its control side, also those no component polls now.
+    pub fn poll_control(&mut self) {
+        for half in self.slots.rx.iter_mut().filter(|half| !half.faulty) {
+            if let Some(queue) = &mut half.queue {
+                half.faulty = catch_unwind(AssertUnwindSafe(|| queue.poll_control())).is_err();
+            }
+        }
+        for half in self.slots.tx.iter_mut().filter(|half| !half.faulty) {
+            if let Some(queue) = &mut half.queue {
+                half.faulty = catch_unwind(AssertUnwindSafe(|| queue.poll_control())).is_err();
+            }
+        }
+    }
+
+    /// Puts a plan in force at once, for whoever runs the engine without a thread.
+    pub fn change(&mut self, change: Change) -> Done {
+        let mut parcel = self.book.pack(change, false);
+        self.apply(&mut parcel);
+        parcel.done
+    }
+
+    /// Puts the parcel's plan in force and packs what it replaces. Neither allocates nor frees.
+    pub(crate) fn apply(&mut self, parcel: &mut Parcel) {
+        if let Some(roomier) = &mut parcel.slots {
+            self.slots.move_to(roomier);
+        }
+        let Parcel { change, done, .. } = parcel;
+        for &slot in &change.tx_out {
+            self.release_tx(slot, done);
+        }
+        for &slot in &change.rx_out {
+            self.release_rx(slot, done);
+        }
+        for (slot, queue) in change.rx_in.drain(..) {
+            let half = &mut self.slots.rx[usize::from(slot.0)];
+            (half.queue, half.faulty) = (Some(queue), false);
+        }
+        for (slot, queue) in change.tx_in.drain(..) {
+            let half = &mut self.slots.tx[usize::from(slot.0)];
+            (half.queue, half.faulty) = (Some(queue), false);
+        }
+        std::mem::swap(&mut self.plan, &mut done.old);
+        std::mem::swap(&mut self.plan, &mut change.plan);
+        done.old.components.iter().for_each(|gone| gone.stats.set_held(0));
+        for component in &self.plan.components {
+            component.stats.set_failed(false);
+            component.stats.set_held(held(&component.work, &self.slots));
+        }
+    }
+
+    fn release_rx(&mut self, slot: RxSlot, done: &mut Done) {
+        let half = self.slots.rx.get_mut(usize::from(slot.0));
+        if let Some(queue) = half.and_then(|half| half.queue.take()) {
+            done.rx_out.push((slot, queue));
+        }
+    }
+
+    /// Frames pending on the output get a last try under the plan that is still in force.
+    fn release_tx(&mut self, slot: TxSlot, done: &mut Done) {
+        let Some(half) = self.slots.tx.get_mut(usize::from(slot.0)) else { return };
+        let mut users = self.plan.components.iter().flat_map(|component| {
+            component
+                .work
+                .tx_edges()
+                .iter()
+                .filter(|edge| edge.slot == slot)
+                .map(move |edge| (component, edge))
+        });
+        if let Some((component, edge)) = users.next() {
+            let mut ledger = Ledger::default();
+            let mut books = Books {
+                pool: &mut self.pool,
+                ledger: &mut ledger,
+                stats: &component.stats,
+                now: self.last_ticks,
+            };
+            let tried = catch_unwind(AssertUnwindSafe(|| edge::close(edge, half, &mut books)));
+            if tried.is_err() {
+                let n = half.pending.free_all(&mut self.pool);
+                component.stats.dropped(DropReason::ComponentGone, n as u64);
+            }
+            settle(&component.stats, &ledger);
+        } else if let Some(queue) = &half.queue {
+            let n = half.pending.free_all(&mut self.pool);
+            queue.stats().dropped(DropReason::ComponentGone, n);
+        }
+        half.since = None;
+        if let Some(queue) = half.queue.take() {
+            done.tx_out.push((slot, queue));
+        }
+    }
+}
+
+#[inline(always)]
+fn run(work: &Work, slots: &mut Slots, mut books: Books) {
+    match work {
+        Work::Forward { rx, tx } => forwarder::turn(rx, tx, slots, &mut books),
+        Work::Merge { rx, tx } => merger::turn(rx, tx, slots, &mut books),
+        Work::Classify { rx, tx, table } => classifier::turn(rx, tx, table, slots, &mut books),
+    }
+}
+
+/// Packets that wait on the outputs of a component.
+fn held(work: &Work, slots: &Slots) -> u64 {
+    let waiting = |slot: TxSlot| slots.tx.get(usize::from(slot.0)).map_or(0, |half| half.pending.len());
+    work.tx_edges().iter().map(|edge| waiting(edge.slot) as u64).sum()
+}
+
+/// Books a turn in the component's counters.
+#[inline(always)]
+fn settle(stats: &ComponentStats, ledger: &Ledger) {
+    if ledger.rx | ledger.tx | ledger.copies | ledger.dropped == 0 {
+        return;
+    }
+    stats.rx_packets.add(ledger.rx);
+    stats.tx_packets.add(ledger.tx);
+    stats.copies.add(ledger.copies);
+    stats.set_held(left_over(stats, ledger));
+}
+
+/// Packets that came in, now or before, and neither left nor were dropped.
+#[inline(always)]
+fn left_over(stats: &ComponentStats, ledger: &Ledger) -> u64 {
+    (stats.held() + ledger.rx + ledger.copies).saturating_sub(ledger.tx + ledger.dropped)
+}
+
+#[inline(always)]
+fn spent(stats: &ComponentStats, ledger: &Ledger, ticks: u64) -> Cycles {
+    if ledger.rx | ledger.tx | ledger.dropped != 0 {
+        // A turn that moved something took time, whatever the counter's grain.
+        Cycles { useful: ticks.max(1), ..Cycles::default() }
+    } else if stats.held() != 0 {
+        Cycles { blocked: ticks.max(1), ..Cycles::default() }
+    } else {
+        Cycles { idle: ticks, ..Cycles::default() }
+    }
+}
+
+/// A component panicked: it is skipped until the next plan. Packets it had in hand went back to
+/// the pool while its stack unwound; those pending go back now; the ledger knows how many both were.
+#[cold]
+fn fail(component: &ComponentPlan, ledger: &Ledger, slots: &mut Slots, pool: &mut PoolCache) {
+    for edge in component.work.tx_edges() {
+        if let Some(half) = slots.tx.get_mut(usize::from(edge.slot.0)) {
+            half.pending.free_all(pool);
+            half.since = None;
+        }
+    }
+    let gone = left_over(&component.stats, ledger);
+    component.stats.dropped(DropReason::ComponentGone, gone);
+    settle(&component.stats, &Ledger { dropped: ledger.dropped + gone, ..*ledger });
+    component.stats.set_failed(true);
+}

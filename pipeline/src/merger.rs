@@ -1,0 +1,41 @@
+//! merge: many inputs to one output, round robin.
+//!
+//! Small bursts of several inputs fill one output burst, so that a NIC's doorbell is rung once for them.
+//! While the output is full no open input is polled; closed ones are emptied all the same. The input that could
+//! not be served is the first one next time, so a slow output starves nobody.
+
+use crate::edge::{Books, Slots, flush, receive, refuse, rework};
+use crate::frame;
+use crate::plan::{RxEdge, TxEdge, VlanOp};
+
+/// One turn: each input once.
+pub(crate) fn turn(rx: &[RxEdge], tx: &TxEdge, slots: &mut Slots, books: &mut Books) {
+    let output = &mut slots.tx[usize::from(tx.slot.0)];
+    flush(tx, output, books);
+    let start = if usize::from(output.cursor) < rx.len() { usize::from(output.cursor) } else { 0 };
+    let mut unserved = None;
+    for index in (start..rx.len()).chain(0..start) {
+        let edge = &rx[index];
+        let input = &mut slots.rx[usize::from(edge.slot.0)];
+        if edge.closed {
+            refuse(edge, input, books);
+            continue;
+        }
+        if output.pending.room() == 0 {
+            flush(tx, output, books);
+        }
+        if output.queue.is_none() || output.since.is_some() || output.pending.room() == 0 {
+            unserved = unserved.or(Some(index));
+            continue;
+        }
+        let first = output.pending.len();
+        receive(edge, input, books, &mut output.pending);
+        if tx.vlan != VlanOp::None {
+            rework(&mut output.pending, first, &tx.stats, books, |packet| frame::apply(tx.vlan, packet));
+        }
+    }
+    if output.since.is_none() {
+        flush(tx, output, books);
+    }
+    output.cursor = unserved.unwrap_or(start + 1) as u16;
+}
