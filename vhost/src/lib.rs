@@ -1,1 +1,37 @@
-//! spp-vhost
+//! vhost-user ports: the socket, ring set-up, guest memory, and the rings themselves.
+//!
+//! Reading order: [`port`] (what a node opens), [`session`] and [`protocol`] (the control thread),
+//! [`setup`] (messages gather), [`handover`] (a set-up becomes a running ring), [`memory`] and
+//! [`vring`] (guest memory and the ring walk), [`from_guest`] and [`to_guest`] (what a core
+//! polls), [`wire`] (a socket as a NIC).
+
+pub mod device;
+pub mod from_guest;
+pub mod handover;
+pub mod memory;
+pub mod net_hdr;
+pub mod port;
+pub mod protocol;
+pub mod session;
+pub mod setup;
+pub mod socket;
+pub mod status;
+pub mod to_guest;
+pub mod vring;
+pub mod wire;
+
+pub use from_guest::FromGuest;
+pub use port::{PortConfig, VhostError, VhostPort};
+pub use status::{PortState, PortStatus};
+pub use to_guest::ToGuest;
+pub use wire::Wire;
+
+/// Who listens on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// We connect; the frontend listens (OpenStack's way).
+    Client,
+    /// We listen; the frontend connects.
+    Server,
+}

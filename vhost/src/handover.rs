@@ -1,0 +1,210 @@
+//! Hand-over between the port's control thread and its polling halves.
+//!
+//! Two SPSC rings per half: commands in, replies out. The half looks into its mailbox once per
+//! burst (one load); everything it gives up (rings, memory, eventfds) travels back in the
+//! reply, so that no core unmaps, closes or frees. The control thread waits for replies with a
+//! deadline; what it has not got back stays alive.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use spp_drivers::spsc::{self, Consumer, Producer};
+
+use crate::vring::layout::RingMemory;
+use crate::vring::split::SplitRing;
+use crate::vring::{CallFd, RingFault};
+
+/// Commands a half may be behind.
+const SLOTS: usize = 16;
+
+/// How long the control thread waits for a half.
+pub const DEADLINE: Duration = Duration::from_secs(1);
+
+/// What the control thread asks of a half.
+pub enum Command {
+    /// Poll this ring from now on.
+    Start(Box<SplitRing>),
+    /// The ring's memory is mapped elsewhere now; the old mapping comes back.
+    Remap(Box<RingMemory>),
+    /// Use this eventfd from now on; the old one comes back.
+    Call(Option<Arc<CallFd>>),
+    /// SET_VRING_ENABLE.
+    Enable(bool),
+    /// Give the ring back.
+    Stop,
+}
+
+/// What comes back.
+pub enum Reply {
+    /// Done, and nothing to give back.
+    Done,
+    /// The memory used until now.
+    Memory(Box<RingMemory>),
+    /// The eventfd used until now.
+    Call(Option<Arc<CallFd>>),
+    /// The ring polled until now, if there was one.
+    Ring(Option<Box<SplitRing>>),
+}
+
+/// The half did not answer in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoAnswer;
+
+/// What both sides of one ring can see.
+#[derive(Default)]
+pub struct RingState {
+    fault: AtomicU8,
+    running: AtomicBool,
+}
+
+impl RingState {
+    /// Why the ring stopped, if it did.
+    pub fn fault(&self) -> Option<RingFault> {
+        RingFault::from_code(self.fault.load(Ordering::Acquire))
+    }
+
+    /// True while a half polls an enabled ring.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire) && self.fault().is_none()
+    }
+}
+
+/// The control thread's end.
+pub struct Handover {
+    commands: Producer<Command>,
+    replies: Consumer<Reply>,
+    /// Commands not answered yet.
+    outstanding: usize,
+    state: Arc<RingState>,
+}
+
+/// The half's end, with the ring it polls.
+pub struct Mailbox {
+    commands: Consumer<Command>,
+    replies: Producer<Reply>,
+    ring: Option<Box<SplitRing>>,
+    enabled: bool,
+    state: Arc<RingState>,
+}
+
+/// A new pair.
+pub fn handover() -> (Handover, Mailbox) {
+    let (commands_in, commands_out) = spsc::ring(SLOTS);
+    let (replies_in, replies_out) = spsc::ring(SLOTS);
+    let state = Arc::new(RingState::default());
+    let control =
+        Handover { commands: commands_in, replies: replies_out, outstanding: 0, state: state.clone() };
+    (control, Mailbox { commands: commands_out, replies: replies_in, ring: None, enabled: false, state })
+}
+
+impl Handover {
+    /// The ring's shared state.
+    pub fn state(&self) -> &Arc<RingState> {
+        &self.state
+    }
+
+    /// Sends a command and waits for its reply. Late replies to earlier commands are dropped here, on the control thread.
+    pub fn call(&mut self, command: Command) -> Result<Reply, NoAnswer> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut wait = Backoff::default();
+        let mut command = Some(command);
+        loop {
+            if let Some(unsent) = command.take() {
+                match self.commands.push(unsent) {
+                    Ok(()) => self.outstanding += 1,
+                    Err(full) => command = Some(full),
+                }
+            }
+            while let Some(reply) = self.replies.pop() {
+                self.outstanding -= 1;
+                if self.outstanding == 0 && command.is_none() {
+                    return Ok(reply);
+                }
+            }
+            // Half gone: its ring went with it.
+            if self.commands.is_abandoned() || Instant::now() >= deadline {
+                return Err(NoAnswer);
+            }
+            wait.pause();
+        }
+    }
+}
+
+/// Short waits first: a polling half answers within a microsecond or two.
+#[derive(Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    fn pause(&mut self) {
+        self.0 = (self.0 + 1).min(20);
+        match self.0 {
+            0..10 => std::thread::yield_now(),
+            n => std::thread::sleep(Duration::from_micros(20 << ((n - 10) / 2))),
+        }
+    }
+}
+
+impl Mailbox {
+    /// Obeys what the control thread asked since the last burst; one load when there is nothing.
+    #[inline(always)]
+    pub fn poll(&mut self) {
+        if self.commands.available(1) > 0 {
+            self.obey();
+        }
+    }
+
+    #[cold]
+    fn obey(&mut self) {
+        while self.replies.room(1) > 0 {
+            let Some(command) = self.commands.pop() else { break };
+            let reply = self.execute(command);
+            let sent = self.replies.push(reply);
+            debug_assert!(sent.is_ok(), "there was room");
+        }
+    }
+
+    fn execute(&mut self, command: Command) -> Reply {
+        let reply = match (command, self.ring.as_mut()) {
+            (Command::Start(ring), _) => {
+                self.state.fault.store(0, Ordering::Release);
+                Reply::Ring(self.ring.replace(ring))
+            }
+            (Command::Remap(mut memory), Some(ring)) => {
+                ring.swap_memory(&mut memory);
+                ring.memory.suppress_kicks(ring.next_avail);
+                Reply::Memory(memory)
+            }
+            (Command::Remap(memory), None) => Reply::Memory(memory),
+            (Command::Call(call), Some(ring)) => Reply::Call(std::mem::replace(&mut ring.call, call)),
+            (Command::Call(call), None) => Reply::Call(call),
+            (Command::Enable(enabled), _) => {
+                self.enabled = enabled;
+                Reply::Done
+            }
+            (Command::Stop, _) => {
+                self.enabled = false;
+                Reply::Ring(self.ring.take().inspect(|ring| ring.rest()))
+            }
+        };
+        self.state.running.store(self.ring.is_some() && self.enabled, Ordering::Release);
+        reply
+    }
+
+    /// The ring to work on, and whether it is enabled. `None` when there is none or it has failed.
+    #[inline(always)]
+    pub fn ring(&mut self) -> Option<(&mut SplitRing, bool)> {
+        // The fault is ours to write, so a relaxed look is enough.
+        if self.state.fault.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        let enabled = self.enabled;
+        self.ring.as_deref_mut().map(|ring| (ring, enabled))
+    }
+
+    /// Stops working on the ring until it is set up again.
+    #[cold]
+    pub fn fail(&mut self, fault: RingFault) {
+        self.state.fault.store(fault as u8, Ordering::Release);
+    }
+}

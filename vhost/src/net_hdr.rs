@@ -1,0 +1,16 @@
+//! The header in front of every frame in a ring (virtio 1.2, 5.1.6): 12 bytes, or 10 for a
+//! legacy driver without mergeable buffers. No offload is offered, so nothing in it is used
+//! but the number of buffers, which is written.
+
+/// Bytes of the header with the number of buffers.
+pub const HEADER_BYTES: usize = 12;
+/// Bytes of the legacy header without it.
+pub const LEGACY_HEADER_BYTES: usize = 10;
+
+/// A header without offloads, for a frame in `n_buffers` chains. Legacy drivers get its first 10 bytes.
+#[inline(always)]
+pub fn header(n_buffers: u16) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    [bytes[10], bytes[11]] = n_buffers.to_le_bytes();
+    bytes
+}

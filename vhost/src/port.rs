@@ -1,0 +1,138 @@
+//! [`VhostPort`]: what a node opens, asks and closes. The control half of a port; its two queue
+//! halves go to cores.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use spp_drivers::dma::Pool;
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::stats::Counter;
+
+use crate::device::Device;
+use crate::handover::handover;
+use crate::session::{Session, Source, Stop};
+use crate::socket::Listener;
+use crate::status::Board;
+use crate::{FromGuest, PortStatus, Role, ToGuest};
+
+/// Which socket, and who listens on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// The port's name in status and logs: `vhost:0`.
+    pub name: String,
+    /// The socket file.
+    pub path: PathBuf,
+    /// Whether we connect or listen.
+    pub role: Role,
+}
+
+/// Why a port can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostError {
+    /// The socket can't be made.
+    #[error("{name}: can't listen on {path}: {source}")]
+    Socket {
+        /// The port.
+        name: String,
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No thread, or no descriptor to wake it.
+    #[error("{name}: no control thread: {source}")]
+    Thread {
+        /// The port.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// How long [`VhostPort::close`] waits for the control thread.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// An open vhost-user port: its control half, with a thread of its own.
+pub struct VhostPort {
+    config: PortConfig,
+    board: Arc<Board>,
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VhostPort {
+    /// Opens the port and starts its control thread. A client's socket need not exist yet: it is
+    /// tried for ever. Frames received from the guest go into buffers of caches of `pool`.
+    pub fn open(config: PortConfig, pool: &Pool) -> Result<(VhostPort, ToGuest, FromGuest), VhostError> {
+        let thread_error = |source| VhostError::Thread { name: config.name.clone(), source };
+        let source = match config.role {
+            Role::Client => Source::Connect(config.path.clone()),
+            Role::Server => Source::Listen(Listener::bind(&config.path).map_err(|source| {
+                VhostError::Socket { name: config.name.clone(), path: config.path.clone(), source }
+            })?),
+        };
+        let (to_handover, to_mailbox) = handover();
+        let (from_handover, from_mailbox) = handover();
+        let calls = [Arc::new(Counter::default()), Arc::new(Counter::default())];
+        let to_guest = ToGuest::new(to_mailbox, calls[0].clone());
+        let from_guest = FromGuest::new(from_mailbox, calls[1].clone(), pool);
+        let states = [to_handover.state().clone(), from_handover.state().clone()];
+        let board = Arc::new(Board::new(states, [to_guest.stats(), from_guest.stats()], calls));
+        let stop = Stop::new().map_err(thread_error)?;
+        let session = Session {
+            name: config.name.clone(),
+            source,
+            device: Device::new([to_handover, from_handover], board.clone()),
+            board: board.clone(),
+            stop: stop.clone(),
+        };
+        let builder = std::thread::Builder::new().name(config.name.clone());
+        let thread = builder.spawn(move || session.run()).map_err(thread_error)?;
+        Ok((VhostPort { config, board, stop, thread: Some(thread) }, to_guest, from_guest))
+    }
+
+    /// The port now. From any thread; never waits for a core.
+    pub fn status(&self) -> PortStatus {
+        self.board.status(&self.config.name, &self.config.path, self.config.role)
+    }
+
+    /// Name, socket and role.
+    pub fn config(&self) -> &PortConfig {
+        &self.config
+    }
+
+    /// Ends the connection, takes both halves back, and frees all. The halves must not be polled any more.
+    /// Takes well under a second.
+    pub fn close(self, mut to_guest: ToGuest, mut from_guest: FromGuest) {
+        self.close_with(|| {
+            to_guest.poll_control();
+            from_guest.poll_control();
+        });
+    }
+
+    /// As [`close`](Self::close); `serve_halves` polls the control side of both halves.
+    pub(crate) fn close_with(mut self, mut serve_halves: impl FnMut()) {
+        self.stop.request();
+        let Some(thread) = self.thread.take() else { return };
+        let deadline = Instant::now() + CLOSE_DEADLINE;
+        // The control thread asks the halves for their rings: somebody has to answer.
+        while !thread.is_finished() && Instant::now() < deadline {
+            serve_halves();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if !thread.is_finished() {
+            tracing::error!(port = self.config.name, "the control thread did not end in time");
+        } else if thread.join().is_err() {
+            tracing::error!(port = self.config.name, "the control thread had panicked");
+        }
+    }
+}
+
+impl Drop for VhostPort {
+    fn drop(&mut self) {
+        // Without the halves at hand the thread can only be told; it ends by itself.
+        self.stop.request();
+    }
+}

@@ -1,0 +1,236 @@
+//! The control thread of a port: gets a peer, serves its messages, cleans up behind it, for
+//! ever, until told to stop. Owns the socket and the [`Device`].
+//!
+//! It sleeps in `poll` on the socket and on a wake-up descriptor, reads a message only when it
+//! is there whole, and writes a reply only when the peer leaves room for it: no peer can hold it up.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::RecvFlags;
+
+use crate::device::Device;
+use crate::protocol::{HEADER_BYTES, Handled, Header, Protocol};
+use crate::socket::{self, Listener};
+use crate::status::Board;
+
+/// Time between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long a message may take to arrive, and a peer to read its replies.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Looks between two looks at a message that has come in part.
+const PARTIAL: Duration = Duration::from_millis(1);
+
+/// Tells a session to end. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Stop(Arc<(AtomicBool, OwnedFd)>);
+
+impl Stop {
+    pub fn new() -> io::Result<Stop> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Stop(Arc::new((AtomicBool::new(false), wake))))
+    }
+
+    /// Asks the session to end, and wakes it.
+    pub fn request(&self) {
+        self.0.0.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.0.1, &1u64.to_ne_bytes());
+    }
+
+    fn is_requested(&self) -> bool {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    /// Waits for `fd` to become ready, for a stop request, or for the time to pass. True when `fd` is ready.
+    fn wait(&self, fd: Option<(BorrowedFd<'_>, PollFlags)>, time: Option<Duration>) -> bool {
+        let wake = PollFd::new(&self.0.1, PollFlags::IN);
+        let time =
+            time.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
+        let Some((fd, events)) = fd else {
+            let _ = poll(&mut [wake], time.as_ref());
+            return false;
+        };
+        let mut fds = [PollFd::from_borrowed_fd(fd, events), wake];
+        // Interrupted counts as nothing ready: every caller loops.
+        poll(&mut fds, time.as_ref()).is_ok() && !fds[0].revents().is_empty()
+    }
+}
+
+/// Where peers come from.
+pub(crate) enum Source {
+    Connect(PathBuf),
+    Listen(Listener),
+}
+
+/// Everything the thread owns.
+pub(crate) struct Session {
+    pub name: String,
+    pub source: Source,
+    pub device: Device,
+    pub board: Arc<Board>,
+    pub stop: Stop,
+}
+
+impl Session {
+    /// The thread's body.
+    pub fn run(mut self) {
+        while !self.stop.is_requested() {
+            let Some(stream) = self.next_peer() else { continue };
+            tracing::info!(port = self.name, "vhost-user frontend connected");
+            self.board_connected();
+            let (device, failure) = serve(stream, self.device, &self.source, &self.stop, &self.name);
+            self.device = device;
+            let failure = match (self.device.reset(), failure) {
+                (Err(refusal), None) => Some(refusal.to_string()),
+                (_, failure) => failure,
+            };
+            self.board_disconnected(failure);
+            // A peer that makes us fail at once must not keep this thread busy.
+            self.stop.wait(None, Some(RETRY / 2));
+        }
+    }
+
+    fn next_peer(&mut self) -> Option<UnixStream> {
+        let got = match &self.source {
+            Source::Connect(path) => socket::connect(path).map(Some),
+            Source::Listen(listener) => {
+                self.stop.wait(Some((listener.as_fd(), PollFlags::IN)), None);
+                listener.accept()
+            }
+        };
+        match got {
+            Ok(peer) => peer,
+            Err(error) => {
+                self.board.progress().waiting_for = waiting_for(&error);
+                self.stop.wait(None, Some(RETRY));
+                None
+            }
+        }
+    }
+
+    fn board_connected(&self) {
+        let mut progress = self.board.progress();
+        progress.connected = true;
+        progress.connections += 1;
+        progress.failure = None;
+        progress.waiting_for.clear();
+    }
+
+    fn board_disconnected(&self, failure: Option<String>) {
+        match &failure {
+            Some(reason) => tracing::warn!(port = self.name, reason, "vhost-user connection failed"),
+            None => tracing::info!(port = self.name, "vhost-user frontend disconnected"),
+        }
+        let fault = self.board.rings.iter().find_map(|ring| ring.fault()).map(|f| f.words().to_owned());
+        let mut progress = self.board.progress();
+        progress.connected = false;
+        progress.last_failure = failure.clone().or(fault).or(progress.last_failure.take());
+        progress.failure = failure;
+    }
+}
+
+fn waiting_for(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "for the VM to create the socket".to_owned(),
+        io::ErrorKind::ConnectionRefused => "for the VM to listen on the socket".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Serves one connection to its end. Returns the device, and why it failed if it did.
+fn serve(
+    stream: UnixStream,
+    device: Device,
+    source: &Source,
+    stop: &Stop,
+    name: &str,
+) -> (Device, Option<String>) {
+    // The crate's handler takes one descriptor of the socket; we look at it and answer through two more.
+    let (socket, answers) = match stream.try_clone().and_then(|socket| Ok((socket, stream.try_clone()?))) {
+        Ok(sockets) => sockets,
+        Err(error) => return (device, Some(error.to_string())),
+    };
+    let mut protocol = Protocol::new(stream, answers, device);
+    let mut refusals = 0u32;
+    let failure = loop {
+        let header = match next_header(&socket, source, stop) {
+            Ok(Some(header)) => header,
+            Ok(None) => break None,
+            Err(reason) => break Some(reason),
+        };
+        match protocol.handle(header) {
+            Handled::Done => {}
+            Handled::Refused(reason) => {
+                // Said once per connection: a peer must not be able to fill the log.
+                if refusals == 0 {
+                    tracing::warn!(port = name, reason, "vhost-user request refused");
+                }
+                refusals += 1;
+            }
+            Handled::Close(reason) => break reason,
+        }
+    };
+    (protocol.into_device(), failure)
+}
+
+/// Waits for a message to arrive whole, and for room for its reply. `None`: the peer is gone, or we are told
+/// to stop. A second peer that comes meanwhile is turned away.
+fn next_header(socket: &UnixStream, source: &Source, stop: &Stop) -> Result<Option<Header>, String> {
+    let mut deadline: Option<Instant> = None;
+    while !stop.is_requested() {
+        let turned_away = match source {
+            Source::Listen(listener) => listener.accept().ok().flatten().is_some(),
+            Source::Connect(_) => false,
+        };
+        if turned_away {
+            tracing::debug!("a second vhost-user peer was turned away");
+        }
+        let (n, bytes) = peek(socket)?;
+        if n == 0 {
+            return Ok(None);
+        }
+        let Some(n) = n.checked_sub(1) else { return Ok(None) };
+        if n == 0 {
+            // Nothing has come yet: sleep until something does. The listener is looked at now and then.
+            let nap = matches!(source, Source::Listen(_)).then_some(RETRY);
+            stop.wait(Some((socket.as_fd(), PollFlags::IN)), nap);
+            continue;
+        }
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if n == HEADER_BYTES {
+            let header = Header::parse(bytes)?;
+            let whole = HEADER_BYTES as u64 + u64::from(header.size);
+            let arrived = rustix::io::ioctl_fionread(socket).map_err(|e| e.to_string())?;
+            let room = stop.wait(Some((socket.as_fd(), PollFlags::OUT)), Some(Duration::ZERO));
+            if arrived >= whole && room {
+                return Ok(Some(header));
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err("the frontend stopped in the middle of a message, or reads no replies".to_owned());
+        }
+        stop.wait(None, Some(PARTIAL));
+    }
+    Ok(None)
+}
+
+/// Looks at up to a header's worth of bytes without taking them. Returns 0 for the end of the stream,
+/// else one more than the number of bytes there.
+fn peek(socket: &UnixStream) -> Result<(usize, [u8; HEADER_BYTES]), String> {
+    let mut bytes = [0; HEADER_BYTES];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(socket, &mut bytes, flags) {
+        Ok((_, 0)) => Ok((0, bytes)),
+        Ok((_, n)) => Ok((n + 1, bytes)),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok((1, bytes)),
+        // Reset by a peer that died with replies unread: gone, like any other.
+        Err(rustix::io::Errno::CONNRESET) => Ok((0, bytes)),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,208 @@
+// UNSAFETY: reads and writes ring memory that a guest shares and may change at any time.
+//! The split ring in memory (virtio 1.2, 2.7): descriptor table, available ring, used ring.
+//!
+//! Every access is one volatile or atomic load or store of one field, and every index is masked
+//! to the ring's size here, so the walkers above are safe code. Owned by one thread at a time.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crate::memory::{FrontendVa, GuestMap};
+
+/// The buffer goes on at `next`.
+pub const F_NEXT: u16 = 1;
+/// The buffer is for the device to write.
+pub const F_WRITE: u16 = 2;
+/// The buffer holds a table of descriptors.
+pub const F_INDIRECT: u16 = 4;
+
+/// Available ring: the driver wants no calls.
+const AVAIL_NO_INTERRUPT: u16 = 1;
+/// Used ring: the device wants no kicks.
+const USED_NO_NOTIFY: u16 = 1;
+
+/// Bytes of one descriptor.
+pub const DESCRIPTOR_BYTES: u32 = 16;
+
+/// A descriptor, copied out of guest memory once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Guest address of the buffer.
+    pub addr: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// F_NEXT, F_WRITE, F_INDIRECT.
+    pub flags: u16,
+    /// Next descriptor when F_NEXT is set.
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// From the two words it is made of in memory.
+    #[inline(always)]
+    pub fn from_words(addr: u64, rest: u64) -> Descriptor {
+        Descriptor {
+            addr: u64::from_le(addr),
+            len: u64::from_le(rest) as u32,
+            flags: (u64::from_le(rest) >> 32) as u16,
+            next: (u64::from_le(rest) >> 48) as u16,
+        }
+    }
+}
+
+/// Where the frontend put a ring, in its own addresses (SET_VRING_ADDR).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingAddr {
+    /// Descriptor table, 16-byte aligned.
+    pub desc: FrontendVa,
+    /// Available ring, 2-byte aligned.
+    pub avail: FrontendVa,
+    /// Used ring, 4-byte aligned.
+    pub used: FrontendVa,
+}
+
+/// A ring's memory, mapped: all three parts lie whole in regions of `map`, aligned.
+pub struct RingMemory {
+    desc: NonNull<u64>,
+    avail: NonNull<u16>,
+    used: NonNull<u16>,
+    mask: u16,
+    map: Arc<GuestMap>,
+}
+
+// SAFETY: the pointers lead into mappings that `map` keeps alive.
+unsafe impl Send for RingMemory {}
+
+impl RingMemory {
+    /// Translates a ring of `size` descriptors (a power of two). `None` when a part is not
+    /// aligned or does not lie whole in one region.
+    pub fn new(map: Arc<GuestMap>, addr: RingAddr, size: u16) -> Option<RingMemory> {
+        assert!(size.is_power_of_two(), "ring sizes are checked when they are set");
+        let n = u32::from(size);
+        let part = |va: FrontendVa, align: u64, len: u32| {
+            let host = map.translate_va(va, len)?;
+            let aligned = va.0 % align == 0 && host.as_ptr() as u64 % align == 0;
+            aligned.then_some(host)
+        };
+        // Available and used rings end with an event index (virtio 1.2, 2.7.6, 2.7.8).
+        let desc = part(addr.desc, 16, n * DESCRIPTOR_BYTES)?.cast();
+        let avail = part(addr.avail, 2, 4 + 2 * n + 2)?.cast();
+        let used = part(addr.used, 4, 4 + 8 * n + 2)?.cast();
+        Some(RingMemory { desc, avail, used, mask: size - 1, map })
+    }
+
+    /// Descriptors in the ring.
+    #[inline(always)]
+    pub fn size(&self) -> u16 {
+        self.mask.wrapping_add(1)
+    }
+
+    /// The guest's memory.
+    #[inline(always)]
+    pub fn map(&self) -> &GuestMap {
+        &self.map
+    }
+
+    /// Word `at` of the available ring; the caller keeps `at` below 3 + size.
+    #[inline(always)]
+    fn avail_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < 3 + usize::from(self.size()));
+        // SAFETY: the available ring was translated for 3 + size words.
+        let word = unsafe { self.avail.add(at) };
+        // SAFETY: aligned, mapped while self lives; an atomic may change under a shared reference.
+        unsafe { AtomicU16::from_ptr(word.as_ptr()) }
+    }
+
+    /// Word `at` of the used ring: 0 flags, 1 index, 2 + 4 * size the event index.
+    #[inline(always)]
+    fn used_word(&self, at: usize) -> &AtomicU16 {
+        debug_assert!(at < 3 + 4 * usize::from(self.size()));
+        // SAFETY: the used ring was translated for 3 + 4 * size words.
+        let word = unsafe { self.used.add(at) };
+        // SAFETY: as in avail_word.
+        unsafe { AtomicU16::from_ptr(word.as_ptr()) }
+    }
+
+    /// The driver's index; entries before it are there once this is read.
+    #[inline(always)]
+    pub fn avail_idx(&self) -> u16 {
+        u16::from_le(self.avail_word(1).load(Ordering::Acquire))
+    }
+
+    /// The head in the available ring's slot for the free-running index `idx`. Not checked.
+    #[inline(always)]
+    pub fn avail_head(&self, idx: u16) -> u16 {
+        u16::from_le(self.avail_word(2 + usize::from(idx & self.mask)).load(Ordering::Relaxed))
+    }
+
+    /// True when the driver asked for no calls (without EVENT_IDX).
+    #[inline(always)]
+    pub fn wants_no_calls(&self) -> bool {
+        u16::from_le(self.avail_word(0).load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT != 0
+    }
+
+    /// The used index at which the driver wants a call (with EVENT_IDX).
+    #[inline(always)]
+    pub fn used_event(&self) -> u16 {
+        u16::from_le(self.avail_word(2 + usize::from(self.size())).load(Ordering::Relaxed))
+    }
+
+    /// The used index in memory.
+    pub fn used_idx(&self) -> u16 {
+        u16::from_le(self.used_word(1).load(Ordering::Relaxed))
+    }
+
+    /// Writes the used element for the free-running index `idx`; not visible before [`publish_used`](Self::publish_used).
+    #[inline(always)]
+    pub fn write_used(&self, idx: u16, head: u16, len: u32) {
+        let element = u64::from(head) | u64::from(len) << 32;
+        // SAFETY: the ring was translated for size elements behind two words, and idx is masked.
+        let slot = unsafe { self.used.add(2 + 4 * usize::from(idx & self.mask)) };
+        // SAFETY: mapped and the guest's; 4-byte aligned at least, written as one unaligned store.
+        unsafe { slot.as_ptr().cast::<u64>().write_unaligned(element.to_le()) };
+    }
+
+    /// Makes all used elements before `idx` visible to the driver.
+    #[inline(always)]
+    pub fn publish_used(&self, idx: u16) {
+        self.used_word(1).store(idx.to_le(), Ordering::Release);
+    }
+
+    /// Tells the driver not to kick: we poll. `idx` is our next available index.
+    pub fn suppress_kicks(&self, idx: u16) {
+        self.used_word(0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+        // With EVENT_IDX a kick comes when the index passes this one: a whole turn away.
+        let event = 2 + 4 * usize::from(self.size());
+        self.used_word(event).store(idx.wrapping_sub(1).to_le(), Ordering::Relaxed);
+    }
+
+    /// Tells the driver to kick again: whoever serves the ring next may sleep.
+    pub fn allow_kicks(&self, idx: u16) {
+        self.used_word(0).store(0, Ordering::Relaxed);
+        let event = 2 + 4 * usize::from(self.size());
+        self.used_word(event).store(idx.to_le(), Ordering::Relaxed);
+    }
+
+    /// Descriptor `index`, masked to the table, each word read once.
+    #[inline(always)]
+    pub fn descriptor(&self, index: u16) -> Descriptor {
+        // SAFETY: the table was translated for size descriptors of two words each, and index is masked.
+        let at = unsafe { self.desc.add(2 * usize::from(index & self.mask)) };
+        // SAFETY: mapped and aligned; volatile, since the guest may write it.
+        let addr = unsafe { at.read_volatile() };
+        // SAFETY: the second word of the same descriptor.
+        let rest_at = unsafe { at.add(1) };
+        // SAFETY: as for the first.
+        let rest = unsafe { rest_at.read_volatile() };
+        Descriptor::from_words(addr, rest)
+    }
+
+    /// Asks the CPU to fetch a descriptor.
+    #[inline(always)]
+    pub fn prefetch_descriptor(&self, index: u16) {
+        let at = self.desc.as_ptr().wrapping_add(2 * usize::from(index & self.mask)).cast::<i8>();
+        // SAFETY: a prefetch has no effect but on caches, for any address.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at) }
+    }
+}

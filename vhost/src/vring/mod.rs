@@ -1,0 +1,87 @@
+//! Running rings: what a set-up becomes when it is complete, and what a polling half walks.
+
+pub mod chain;
+pub mod layout;
+pub mod split;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+/// Ring index of the guest's receive ring: we send to the guest through it.
+pub const TO_GUEST: usize = 0;
+/// Ring index of the guest's transmit ring: we receive from the guest through it.
+pub const FROM_GUEST: usize = 1;
+/// Rings of a port: one queue pair.
+pub const N_RINGS: usize = 2;
+
+/// Why a ring can't go on until it is set up again. The guest lied about the ring itself, or its memory vanished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RingFault {
+    /// The available index is more than a ring ahead of us, or behind (virtio 1.2, 2.7.13.3).
+    IndexJump = 1,
+    /// An available entry names a descriptor outside the table.
+    HeadOutside = 2,
+    /// A page of the guest's memory is gone: its file was truncated.
+    MemoryGone = 3,
+}
+
+impl RingFault {
+    /// As stored in an atomic; 0 is none.
+    pub fn from_code(code: u8) -> Option<RingFault> {
+        match code {
+            1 => Some(RingFault::IndexJump),
+            2 => Some(RingFault::HeadOutside),
+            3 => Some(RingFault::MemoryGone),
+            _ => None,
+        }
+    }
+
+    /// In words, for the operator.
+    pub fn words(self) -> &'static str {
+        match self {
+            RingFault::IndexJump => "the guest's available index jumped by more than the ring's size",
+            RingFault::HeadOutside => "the guest's available ring names a descriptor outside the ring",
+            RingFault::MemoryGone => "the guest's memory vanished: its backing file was truncated",
+        }
+    }
+}
+
+/// What was negotiated, as far as a ring cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingFeatures {
+    /// VIRTIO_NET_F_MRG_RXBUF: one frame may fill several chains.
+    pub mergeable: bool,
+    /// VIRTIO_F_EVENT_IDX: calls are asked for by index.
+    pub event_idx: bool,
+    /// VIRTIO_F_INDIRECT_DESC.
+    pub indirect: bool,
+    /// 12, or 10 for a legacy driver without mergeable buffers (virtio 1.2, 5.1.6.1).
+    pub header_bytes: usize,
+}
+
+/// The eventfd that interrupts the guest.
+#[derive(Debug)]
+pub struct CallFd(File);
+
+impl CallFd {
+    /// Takes an eventfd and makes it non-blocking. Anything else is refused: a write to a pipe or a
+    /// file may block, and this one is made by a polling core.
+    pub fn new(file: File) -> std::io::Result<CallFd> {
+        use std::os::fd::AsRawFd;
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        // Without /proc (an empty root) the kind can't be told.
+        if link.is_ok_and(|target| !target.as_os_str().to_string_lossy().contains("eventfd")) {
+            return Err(std::io::Error::other("the call descriptor is no eventfd"));
+        }
+        rustix::io::ioctl_fionbio(&file, true)?;
+        Ok(CallFd(file))
+    }
+
+    /// Interrupts the guest. A full counter means an interrupt is pending already.
+    #[inline(always)]
+    pub fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        let _ = rustix::io::write(self.0.as_fd(), &one);
+    }
+}
