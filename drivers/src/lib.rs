@@ -15,6 +15,7 @@ pub mod spsc;
 pub mod stats;
 pub mod tsc;
 pub mod vfio;
+pub mod virtio;
 
 pub use burst::{BURST, Burst};
 pub use mac::MacAddr;

@@ -1,0 +1,347 @@
+//! [`SplitRing`]: buffers given to a device, and taken back only by a completed descriptor.
+
+use std::fmt;
+use std::sync::atomic::{Ordering, fence};
+
+use super::area::{Addresses, RingArea, RingMemory};
+use crate::virtio::desc::{
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, USED_F_NO_NOTIFY,
+};
+
+/// A lie of the device about the ring. The ring takes nothing more from it until it is set up anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingFault {
+    /// The used index moved further than buffers are out.
+    IndexJump {
+        /// Where it was.
+        from: u16,
+        /// Where it is said to be.
+        to: u16,
+        /// Buffers out.
+        outstanding: u16,
+    },
+    /// A completed id beyond the ring.
+    IdOutOfRange {
+        /// The id.
+        id: u32,
+        /// Entries of the ring.
+        ring_size: u16,
+    },
+    /// A completed id that is not out: never posted, or completed twice.
+    NeverPosted {
+        /// The id.
+        id: u16,
+    },
+    /// More bytes written than the buffer has.
+    LengthOverflow {
+        /// The id.
+        id: u16,
+        /// Bytes said to be written.
+        len_bytes: u32,
+        /// Bytes there are.
+        room_bytes: u32,
+    },
+}
+
+impl fmt::Display for RingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RingFault::IndexJump { from, to, outstanding } => {
+                write!(f, "used index jumped from {from} to {to} with {outstanding} buffers out")
+            }
+            RingFault::IdOutOfRange { id, ring_size } => {
+                write!(f, "descriptor {id} completed in a ring of {ring_size}")
+            }
+            RingFault::NeverPosted { id } => write!(f, "descriptor {id} completed without having been posted"),
+            RingFault::LengthOverflow { id, len_bytes, room_bytes } => {
+                write!(f, "descriptor {id} completed with {len_bytes} bytes in a buffer of {room_bytes}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for RingFault {}
+
+/// A piece of a buffer, as the device sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment {
+    addr: u64,
+    len: u32,
+    flags: u16,
+}
+
+impl Segment {
+    /// Bytes the device reads.
+    #[inline(always)]
+    pub const fn readable(addr: u64, len_bytes: u32) -> Self {
+        Segment { addr, len: len_bytes, flags: 0 }
+    }
+
+    /// Bytes the device writes.
+    #[inline(always)]
+    pub const fn writable(addr: u64, len_bytes: u32) -> Self {
+        Segment { addr, len: len_bytes, flags: DESC_F_WRITE }
+    }
+
+    /// A table of `n` descriptors, all of them for the device to read (virtio 1.2, 2.7.5.3).
+    pub const fn indirect(addr: u64, n: u16) -> Self {
+        Segment { addr, len: n as u32 * Descriptor::BYTES as u32, flags: DESC_F_INDIRECT }
+    }
+
+    const fn room_bytes(&self) -> u32 {
+        if self.flags & DESC_F_WRITE != 0 { self.len } else { 0 }
+    }
+}
+
+struct Slot<T> {
+    /// What is out under this head.
+    token: Option<T>,
+    n_descriptors: u16,
+    /// The chain's last descriptor.
+    last: u16,
+    /// Bytes the device may write; `None` when it may only read, and its length means nothing.
+    room_bytes: Option<u32>,
+}
+
+/// The driver side of a split ring. `T` is what is given to the device with a buffer: it is in
+/// the ring's keeping until the device completes the buffer, or the ring is dropped.
+///
+/// Everything the device could confuse (chain links, what is out, lengths) is kept in private
+/// memory; shared memory is only written, but for the used ring.
+pub struct SplitRing<M, T> {
+    area: RingArea<M>,
+    slots: Box<[Slot<T>]>,
+    /// Private links: of the free list, and of each chain that is out.
+    next: Box<[u16]>,
+    free_head: u16,
+    n_free: u16,
+    /// Next avail entry to write, free-running.
+    avail_idx: u16,
+    /// What the device has been told, free-running.
+    published: u16,
+    /// Where the device was last told about by doorbell decision, free-running.
+    kicked: u16,
+    /// Next used entry to read, free-running.
+    used_idx: u16,
+    event_idx: bool,
+    calls: bool,
+    fault: Option<RingFault>,
+}
+
+impl<M: RingMemory, T> SplitRing<M, T> {
+    /// Bytes of memory for a ring of `size` entries.
+    pub const fn memory_bytes(size: u16) -> usize {
+        RingArea::<M>::len_bytes(size)
+    }
+
+    /// An empty ring of `size` entries (a power of two) at the start of `memory`, with indices at 0.
+    pub fn new(memory: M, size: u16, event_idx: bool) -> Self {
+        Self::starting_at(memory, size, event_idx, 0)
+    }
+
+    /// As [`new`](Self::new), with both indices at `first_index`, for a device that is told so
+    /// (vhost-user SET_VRING_BASE).
+    pub fn starting_at(memory: M, size: u16, event_idx: bool, first_index: u16) -> Self {
+        let area = RingArea::new(memory, size, first_index);
+        let empty = |_| Slot { token: None, n_descriptors: 0, last: 0, room_bytes: None };
+        let ring = SplitRing {
+            area,
+            slots: (0..size).map(empty).collect(),
+            next: (1..=size).collect(),
+            free_head: 0,
+            n_free: size,
+            avail_idx: first_index,
+            published: first_index,
+            kicked: first_index,
+            used_idx: first_index,
+            event_idx,
+            calls: false,
+            fault: None,
+        };
+        ring.tell_call_wish();
+        ring
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.area.size()
+    }
+
+    /// Where the device finds the ring.
+    pub fn addresses(&self) -> Addresses {
+        self.area.addresses()
+    }
+
+    /// The memory the ring lies in.
+    pub fn memory(&self) -> &M {
+        self.area.memory()
+    }
+
+    /// Descriptors free.
+    #[inline(always)]
+    pub fn n_free(&self) -> usize {
+        self.n_free as usize
+    }
+
+    /// Buffers the device has and has not completed as far as we have looked.
+    #[inline(always)]
+    pub fn outstanding(&self) -> u16 {
+        self.published.wrapping_sub(self.used_idx)
+    }
+
+    /// The used index up to which completions were taken: where a device that restarts goes on.
+    pub fn used_idx(&self) -> u16 {
+        self.used_idx
+    }
+
+    /// The first lie of the device, if there was one.
+    pub fn fault(&self) -> Option<RingFault> {
+        self.fault
+    }
+
+    /// Asks for interrupts (calls) or not; not is how a ring starts.
+    pub fn want_calls(&mut self, on: bool) {
+        self.calls = on;
+        self.tell_call_wish();
+        // The wish is visible before the next look at the used index, or a completion between both is missed.
+        fence(Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    fn tell_call_wish(&self) {
+        match (self.event_idx, self.calls) {
+            (false, on) => self.area.set_avail_flags(if on { 0 } else { AVAIL_F_NO_INTERRUPT }),
+            (true, true) => self.area.set_used_event(self.used_idx),
+            // The one index the device does not pass before we move it on.
+            (true, false) => self.area.set_used_event(self.used_idx.wrapping_sub(1)),
+        }
+    }
+
+    /// Gives a buffer to the device, visible with the next [`publish`](Self::publish). Gives the
+    /// token back when fewer descriptors are free than there are segments.
+    ///
+    /// # Panics
+    /// If there are no segments.
+    #[inline(always)]
+    pub fn post(&mut self, segments: &[Segment], token: T) -> Result<(), T> {
+        assert!(!segments.is_empty(), "a buffer has at least one segment");
+        if segments.len() > self.n_free as usize {
+            return Err(token);
+        }
+        let head = self.free_head;
+        let (mut at, mut room_bytes) = (head, None);
+        for (i, segment) in segments.iter().enumerate() {
+            let more = i + 1 < segments.len();
+            let next = self.next[at as usize];
+            let descriptor = Descriptor {
+                addr: segment.addr,
+                len: segment.len,
+                flags: segment.flags | if more { DESC_F_NEXT } else { 0 },
+                next: if more { next } else { 0 },
+            };
+            self.area.write_descriptor(at, descriptor);
+            if segment.flags & DESC_F_WRITE != 0 {
+                room_bytes = Some(room_bytes.unwrap_or(0u32).saturating_add(segment.room_bytes()));
+            }
+            if more {
+                at = next;
+            }
+        }
+        self.free_head = self.next[at as usize];
+        self.n_free -= segments.len() as u16;
+        let slot = &mut self.slots[head as usize];
+        debug_assert!(slot.token.is_none(), "a free descriptor has nothing out");
+        *slot = Slot { token: Some(token), n_descriptors: segments.len() as u16, last: at, room_bytes };
+        self.area.write_avail(self.avail_idx, head);
+        self.avail_idx = self.avail_idx.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the device everything posted since the last call, at once. True when it wants a doorbell.
+    #[inline(always)]
+    pub fn publish(&mut self) -> bool {
+        if self.avail_idx == self.published {
+            return false;
+        }
+        self.published = self.avail_idx;
+        self.area.publish_avail(self.published);
+        // The device checks avail after it allows doorbells; we look at its wish after avail.
+        fence(Ordering::SeqCst);
+        let old = std::mem::replace(&mut self.kicked, self.published);
+        if !self.event_idx {
+            return self.area.used_flags() & USED_F_NO_NOTIFY == 0;
+        }
+        // virtio 1.2, 2.7.10: is the event between old (inclusive) and new (exclusive)?
+        let past_event = self.published.wrapping_sub(self.area.avail_event()).wrapping_sub(1);
+        past_event < self.published.wrapping_sub(old)
+    }
+
+    /// Takes up to `limit` completed buffers, in the device's order; `sink` gets the token and the bytes
+    /// written (0 for a buffer the device only read). After a lie nothing is taken any more.
+    #[inline(always)]
+    pub fn reap(&mut self, limit: usize, mut sink: impl FnMut(T, u32)) -> Result<usize, RingFault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let said = self.area.used_idx();
+        let ready = said.wrapping_sub(self.used_idx);
+        if ready == 0 {
+            return Ok(0);
+        }
+        if ready > self.outstanding() {
+            let (from, outstanding) = (self.used_idx, self.outstanding());
+            return Err(self.fail(RingFault::IndexJump { from, to: said, outstanding }));
+        }
+        let n = limit.min(ready as usize);
+        for _ in 0..n {
+            let (id, len_bytes) = self.area.used_entry(self.used_idx);
+            match self.complete(id, len_bytes) {
+                Ok((token, written_bytes)) => sink(token, written_bytes),
+                Err(fault) => return Err(self.fail(fault)),
+            }
+            self.used_idx = self.used_idx.wrapping_add(1);
+        }
+        if self.event_idx && n > 0 {
+            self.tell_call_wish();
+        }
+        Ok(n)
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, id: u32, len_bytes: u32) -> Result<(T, u32), RingFault> {
+        let ring_size = self.size();
+        let Some(slot) = self.slots.get_mut(id as usize) else {
+            return Err(RingFault::IdOutOfRange { id, ring_size });
+        };
+        let head = id as u16;
+        let written_bytes = match slot.room_bytes {
+            Some(room_bytes) if len_bytes > room_bytes => {
+                return Err(RingFault::LengthOverflow { id: head, len_bytes, room_bytes });
+            }
+            Some(_) => len_bytes,
+            None => 0,
+        };
+        let token = slot.token.take().ok_or(RingFault::NeverPosted { id: head })?;
+        slot.room_bytes = None;
+        self.next[slot.last as usize] = self.free_head;
+        self.free_head = head;
+        self.n_free += slot.n_descriptors;
+        Ok((token, written_bytes))
+    }
+
+    #[cold]
+    fn fail(&mut self, fault: RingFault) -> RingFault {
+        self.fault = Some(fault);
+        fault
+    }
+
+    /// Takes everything back that is out. Only for a device that is stopped: it must not touch the
+    /// buffers any more.
+    pub fn take_back(&mut self) -> impl Iterator<Item = T> + '_ {
+        self.slots.iter_mut().filter_map(|slot| slot.token.take())
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
