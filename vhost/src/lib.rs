@@ -3,10 +3,11 @@
 //! Reading order: [`port`] (what a node opens), [`session`] and [`protocol`] (the control thread),
 //! [`setup`] (messages gather), [`handover`] (a set-up becomes a running ring), [`memory`] and
 //! [`vring`] (guest memory and the ring walk), [`from_guest`] and [`to_guest`] (what a core
-//! polls), [`wire`] (a socket as a NIC).
+//! polls), [`wire`] (a socket as a NIC), [`guest`] (a VM played in this process).
 
 pub mod device;
 pub mod from_guest;
+pub mod guest;
 pub mod handover;
 pub mod memory;
 pub mod net_hdr;
