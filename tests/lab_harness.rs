@@ -33,10 +33,7 @@ fn header_cut_short_is_refused() {
 #[test]
 fn modules_come_after_what_they_need_and_once() {
     let dep = "k/a-b.ko: k/c.ko k/d.ko\nk/c.ko: k/d.ko\nk/d.ko:\nk/e.ko: k/d.ko\n";
-    assert_eq!(
-        load_order(dep, &["a_b", "e"]),
-        Ok(vec!["k/d.ko", "k/c.ko", "k/a-b.ko", "k/e.ko"])
-    );
+    assert_eq!(load_order(dep, &["a_b", "e"]), Ok(vec!["k/d.ko", "k/c.ko", "k/a-b.ko", "k/e.ko"]));
     assert!(load_order(dep, &["f"]).is_err());
 }
 
@@ -93,12 +90,7 @@ fn frames_pass_a_foreign_driver_behind_the_iommu() {
          [ $(basename $(readlink driver)) = vfio-pci ]
          [ $(ls iommu_group/devices | wc -l) = 1 ]");
     reserve_huge_pages(&mut machine, 128);
-    let testpmd = Testpmd::start(
-        &mut machine,
-        "nic",
-        "-a 01:00.0",
-        "--forward-mode=macswap --auto-start",
-    );
+    let testpmd = Testpmd::start(&mut machine, "nic", "-a 01:00.0", "--forward-mode=macswap --auto-start");
     let (far, vm) = (Mac([2, 0, 0, 0, 0, 0xfe]), Mac([2, 0, 0, 0, 0, 1]));
     for (number, vlan) in [(1, None), (2, Some(100))] {
         let frame = Frame::numbered(vm, far, vlan, number, 46);

@@ -40,31 +40,15 @@ pub struct Frame {
 
 impl Frame {
     /// A frame of the lab's own EtherType: `payload_len_bytes` bytes that begin with `number` (big-endian).
-    pub fn numbered(
-        dst: Mac,
-        src: Mac,
-        vlan: Option<u16>,
-        number: u32,
-        payload_len_bytes: usize,
-    ) -> Frame {
+    pub fn numbered(dst: Mac, src: Mac, vlan: Option<u16>, number: u32, payload_len_bytes: usize) -> Frame {
         let mut payload: Vec<u8> = (0..payload_len_bytes).map(|at| at as u8).collect();
         payload[..4].copy_from_slice(&number.to_be_bytes());
-        Frame {
-            dst,
-            src,
-            vlan: vlan.map(|id| (id, 0)),
-            ethertype: ETHERTYPE_EXPERIMENT,
-            payload,
-        }
+        Frame { dst, src, vlan: vlan.map(|id| (id, 0)), ethertype: ETHERTYPE_EXPERIMENT, payload }
     }
 
     /// The same frame on its way back: addresses swapped.
     pub fn swapped(&self) -> Frame {
-        Frame {
-            dst: self.src,
-            src: self.dst,
-            ..self.clone()
-        }
+        Frame { dst: self.src, src: self.dst, ..self.clone() }
     }
 
     /// The bytes on the wire, without frame check sequence.

@@ -24,10 +24,7 @@ const SYMLINK: u32 = 0o120_777;
 impl Archive {
     /// An empty archive.
     pub fn new() -> Archive {
-        Archive {
-            bytes: Vec::new(),
-            n_entries: 0,
-        }
+        Archive { bytes: Vec::new(), n_entries: 0 }
     }
 
     /// Appends one entry: header of 110 characters, name with its zero, data; both padded to four bytes.
@@ -35,9 +32,7 @@ impl Archive {
         self.n_entries += 1;
         let (inode, n_links) = (self.n_entries, 1);
         let (data_len, name_len) = (data.len() as u32, name.len() as u32 + 1);
-        let fields = [
-            inode, mode, 0, 0, n_links, 0, data_len, 0, 0, 0, 0, name_len, 0,
-        ];
+        let fields = [inode, mode, 0, 0, n_links, 0, data_len, 0, 0, 0, 0, name_len, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08x}").bytes());
@@ -68,9 +63,7 @@ pub fn build(
     files: &[(&str, &Path)],
 ) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new();
-    for directory in [
-        "bin", "dev", "host", "modules", "proc", "run", "share", "sys", "tmp",
-    ] {
+    for directory in ["bin", "dev", "host", "modules", "proc", "run", "share", "sys", "tmp"] {
         archive.entry(directory, DIRECTORY, &[]);
     }
     archive.entry("init", EXECUTABLE, INIT.as_bytes());
@@ -81,11 +74,7 @@ pub fn build(
     let mut names = String::new();
     for path in order {
         let name = stem(path);
-        archive.entry(
-            &format!("modules/{name}.ko"),
-            EXECUTABLE,
-            &fs::read(modules_dir.join(path))?,
-        );
+        archive.entry(&format!("modules/{name}.ko"), EXECUTABLE, &fs::read(modules_dir.join(path))?);
         names += name;
         names.push('\n');
     }
@@ -97,10 +86,7 @@ pub fn build(
 }
 
 fn stem(path: &str) -> &str {
-    let file = path
-        .rsplit('/')
-        .next()
-        .expect("split gives at least one piece");
+    let file = path.rsplit('/').next().expect("split gives at least one piece");
     file.strip_suffix(".ko").unwrap_or(file)
 }
 
@@ -117,11 +103,7 @@ pub fn load_order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Result<Vec<&'a s
             .find(|(path, _)| same(path, name))
             .ok_or_else(|| format!("modules.dep has no {name}"))?;
         let deepest_first = needs.split_whitespace().rev();
-        order.extend(
-            deepest_first
-                .chain([module])
-                .filter(|&path| seen.insert(path)),
-        );
+        order.extend(deepest_first.chain([module]).filter(|&path| seen.insert(path)));
     }
     Ok(order)
 }

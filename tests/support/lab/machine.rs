@@ -131,38 +131,19 @@ impl<'a> Builder<'a> {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&share).expect("the scratch directory is ours");
         let initrd = dir.join("initramfs");
-        let archive = initramfs::build(
-            &self.lab.busybox,
-            &self.lab.modules,
-            &self.modules,
-            &self.files,
-        )
-        .expect("the pieces of the initial root are readable");
+        let archive = initramfs::build(&self.lab.busybox, &self.lab.modules, &self.modules, &self.files)
+            .expect("the pieces of the initial root are readable");
         fs::write(&initrd, archive).expect("the scratch directory is ours");
         let console = dir.join("console.log");
         let args = self.command_line(&initrd, &share, &console);
-        let qemu = Daemon::start(
-            &format!("{} (qemu)", self.name),
-            &self.lab.qemu,
-            &args,
-            &dir.join("qemu.log"),
-        )
-        .expect("QEMU starts");
-        Machine {
-            name: self.name,
-            qemu,
-            console,
-            share,
-            n_scripts: 0,
-        }
+        let qemu =
+            Daemon::start(&format!("{} (qemu)", self.name), &self.lab.qemu, &args, &dir.join("qemu.log"))
+                .expect("QEMU starts");
+        Machine { name: self.name, qemu, console, share, n_scripts: 0 }
     }
 
     fn command_line(&self, initrd: &Path, share: &Path, console: &Path) -> Vec<String> {
-        let irqchip = if self.viommu {
-            ",kernel-irqchip=split"
-        } else {
-            ""
-        };
+        let irqchip = if self.viommu { ",kernel-irqchip=split" } else { "" };
         let mut kernel_args = "console=ttyS0 quiet panic=1 tsc=reliable".to_owned();
         if self.viommu {
             kernel_args += " intel_iommu=on iommu=pt";
@@ -187,13 +168,7 @@ impl<'a> Builder<'a> {
         .to_vec();
         let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
         add("-machine", format!("q35{irqchip},memory-backend=mem"));
-        add(
-            "-object",
-            format!(
-                "memory-backend-memfd,id=mem,size={}M,share=on",
-                self.memory_mib
-            ),
-        );
+        add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib));
         add("-m", self.memory_mib.to_string());
         add("-smp", self.n_cpus.to_string());
         add("-serial", format!("file:{}", console.display()));
@@ -201,27 +176,12 @@ impl<'a> Builder<'a> {
         add("-initrd", initrd.display().to_string());
         add("-append", kernel_args);
         if self.viommu {
-            add(
-                "-device",
-                "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on,aw-bits=48".into(),
-            );
+            add("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on,aw-bits=48".into());
         }
-        add(
-            "-fsdev",
-            format!(
-                "local,id=share,path={},security_model=none",
-                share.display()
-            ),
-        );
-        add(
-            "-device",
-            "virtio-9p-pci,fsdev=share,mount_tag=share".into(),
-        );
+        add("-fsdev", format!("local,id=share,path={},security_model=none", share.display()));
+        add("-device", "virtio-9p-pci,fsdev=share,mount_tag=share".into());
         if self.host_root {
-            add(
-                "-fsdev",
-                "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap".into(),
-            );
+            add("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap".into());
             add("-device", "virtio-9p-pci,fsdev=host,mount_tag=host".into());
         }
         args.extend_from_slice(&self.devices);
@@ -248,9 +208,7 @@ impl Machine {
         let what = format!("{} to boot", self.name);
         wait_for(&what, BOOT_DEADLINE, || {
             self.assert_alive();
-            up.exists()
-                .then_some(())
-                .ok_or_else(|| "still booting".into())
+            up.exists().then_some(()).ok_or_else(|| "still booting".into())
         });
     }
 
@@ -268,8 +226,7 @@ impl Machine {
         loop {
             if let Ok(status) = fs::read_to_string(&rc) {
                 let status = status.trim().parse().expect("init writes a number");
-                let text =
-                    String::from_utf8_lossy(&fs::read(&out).unwrap_or_default()).into_owned();
+                let text = String::from_utf8_lossy(&fs::read(&out).unwrap_or_default()).into_owned();
                 return Output { status, text };
             }
             self.assert_alive();
@@ -330,11 +287,7 @@ impl Machine {
 
     fn assert_alive(&mut self) {
         if let Some(status) = self.qemu.ended() {
-            panic!(
-                "{} ended by itself ({status}): {}",
-                self.name,
-                self.qemu.log()
-            );
+            panic!("{} ended by itself ({status}): {}", self.name, self.qemu.log());
         }
     }
 }
@@ -342,11 +295,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!(
-                "--- console of {}:\n{}",
-                self.name,
-                last_lines(&self.console(), 60)
-            );
+            println!("--- console of {}:\n{}", self.name, last_lines(&self.console(), 60));
         }
     }
 }

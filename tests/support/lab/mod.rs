@@ -36,19 +36,13 @@ impl Lab {
     /// Looks for the pieces; the error is the reason to print behind `SKIPPED: <test name>:`.
     pub fn find() -> Result<Lab, String> {
         const REMEDY: &str = "run .ci/setup --tests";
-        let qemu =
-            program("qemu-system-x86_64").ok_or_else(|| format!("no QEMU here, {REMEDY}"))?;
+        let qemu = program("qemu-system-x86_64").ok_or_else(|| format!("no QEMU here, {REMEDY}"))?;
         let busybox = program("busybox").ok_or_else(|| format!("no busybox here, {REMEDY}"))?;
         let kernel = target_dir().join("lab/kernel");
         if !kernel.join("complete").exists() {
             return Err(format!("no kernel in {}, {REMEDY}", kernel.display()));
         }
-        Ok(Lab {
-            qemu,
-            vmlinuz: kernel.join("vmlinuz"),
-            modules: kernel.join("modules"),
-            busybox,
-        })
+        Ok(Lab { qemu, vmlinuz: kernel.join("vmlinuz"), modules: kernel.join("modules"), busybox })
     }
 }
 
@@ -93,11 +87,7 @@ pub fn spp_binary() -> &'static Path {
 ///
 /// # Panics
 /// With `what` and the last refusal when `deadline` passes.
-pub fn wait_for<T>(
-    what: &str,
-    deadline: Duration,
-    mut probe: impl FnMut() -> Result<T, String>,
-) -> T {
+pub fn wait_for<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Result<T, String>) -> T {
     let end = Instant::now() + deadline;
     loop {
         match probe() {

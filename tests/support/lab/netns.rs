@@ -18,33 +18,15 @@ impl NetNs {
     pub fn new(dir: &Path) -> Result<NetNs, String> {
         let own = |path: &str| std::fs::read_link(path).map_err(|error| format!("{path}: {error}"));
         let root = is_root();
-        let kinds: &[&str] = if root {
-            &["--net"]
-        } else {
-            &["--user", "--map-root-user", "--net"]
-        };
-        let args: Vec<String> = kinds
-            .iter()
-            .chain(&["sleep", "infinity"])
-            .map(|&s| s.into())
-            .collect();
-        let mut holder = Daemon::start(
-            "namespace holder",
-            Path::new("unshare"),
-            &args,
-            &dir.join("netns.log"),
-        )
-        .map_err(|error| format!("unshare does not start: {error}"))?;
-        let (theirs, ours) = (
-            format!("/proc/{}/ns/net", holder.pid()),
-            own("/proc/self/ns/net")?,
-        );
+        let kinds: &[&str] = if root { &["--net"] } else { &["--user", "--map-root-user", "--net"] };
+        let args: Vec<String> = kinds.iter().chain(&["sleep", "infinity"]).map(|&s| s.into()).collect();
+        let mut holder =
+            Daemon::start("namespace holder", Path::new("unshare"), &args, &dir.join("netns.log"))
+                .map_err(|error| format!("unshare does not start: {error}"))?;
+        let (theirs, ours) = (format!("/proc/{}/ns/net", holder.pid()), own("/proc/self/ns/net")?);
         for _ in 0..100 {
             if let Some(status) = holder.ended() {
-                return Err(format!(
-                    "no network namespace here ({status}): {}",
-                    holder.log().trim()
-                ));
+                return Err(format!("no network namespace here ({status}): {}", holder.log().trim()));
             }
             // The holder has left our namespace and runs `sleep` once both have happened.
             let asleep = std::fs::read_to_string(format!("/proc/{}/comm", holder.pid()))
@@ -64,20 +46,11 @@ impl NetNs {
 
     /// Runs a shell script inside and waits for it.
     pub fn sh(&self, script: &str) -> io::Result<Output> {
-        Command::new("nsenter")
-            .args(&self.enter)
-            .args(["sh", "-ec", script])
-            .output()
+        Command::new("nsenter").args(&self.enter).args(["sh", "-ec", script]).output()
     }
 
     /// Starts a background process inside.
-    pub fn start(
-        &self,
-        name: &str,
-        program: &Path,
-        args: &[String],
-        log: &Path,
-    ) -> io::Result<Daemon> {
+    pub fn start(&self, name: &str, program: &Path, args: &[String], log: &Path) -> io::Result<Daemon> {
         let mut all = self.enter.clone();
         all.push(program.display().to_string());
         all.extend_from_slice(args);

@@ -25,11 +25,7 @@ impl Daemon {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()?;
-        Ok(Daemon {
-            name: name.to_owned(),
-            child,
-            log: log.to_owned(),
-        })
+        Ok(Daemon { name: name.to_owned(), child, log: log.to_owned() })
     }
 
     /// Its process id.
@@ -58,11 +54,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            println!(
-                "--- last lines of {}:\n{}",
-                self.name,
-                last_lines(&self.log(), 60)
-            );
+            println!("--- last lines of {}:\n{}", self.name, last_lines(&self.log(), 60));
         }
     }
 }

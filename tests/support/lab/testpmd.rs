@@ -31,9 +31,7 @@ impl Testpmd {
              stdbuf -oL dpdk-testpmd --lcores 0@0,1@$last --file-prefix {name} -m 128 {eal} -- \
                  -i --total-num-mbufs=4096 {app} </run/{name}.in >/run/lab/{name}.log 2>&1 &"
         ));
-        let testpmd = Testpmd {
-            name: name.to_owned(),
-        };
+        let testpmd = Testpmd { name: name.to_owned() };
         machine.wait_sh(
             "testpmd's prompt",
             Duration::from_secs(240),

@@ -70,9 +70,7 @@ impl Wire {
 
     /// Sends one frame; an error when the NIC takes none for a while (nobody has set it up yet) or its machine is gone.
     pub fn send(&self, frame: &Frame) -> io::Result<()> {
-        self.socket
-            .send_to(&frame.to_bytes(), &self.theirs)
-            .map(drop)
+        self.socket.send_to(&frame.to_bytes(), &self.theirs).map(drop)
     }
 
     /// The next frame, if one comes within `timeout`.
@@ -95,12 +93,7 @@ impl Wire {
     }
 
     /// Sends `frame` again and again until `answer` arrives; other frames meanwhile are returned too, in order.
-    pub fn probe(
-        &self,
-        frame: &Frame,
-        answer: &Frame,
-        deadline: Duration,
-    ) -> Result<Vec<Frame>, String> {
+    pub fn probe(&self, frame: &Frame, answer: &Frame, deadline: Duration) -> Result<Vec<Frame>, String> {
         let end = Instant::now() + deadline;
         let mut others = Vec::new();
         while Instant::now() < end {

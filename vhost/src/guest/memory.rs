@@ -88,7 +88,8 @@ impl GuestMemory {
         let region = &mut self.regions[pick];
         let (gpa, offset) = (region.gpa + region.next as u64, region.file_offset as usize + region.next);
         region.next = (region.next + len.next_multiple_of(64)).min(region.len);
-        let base = NonNull::new(self.mappings[region.file].map.as_mut_ptr()).expect("mmap never returns null");
+        let base =
+            NonNull::new(self.mappings[region.file].map.as_mut_ptr()).expect("mmap never returns null");
         // SAFETY: offset + len lies within the file's mapping, since regions do and the span lies in its region.
         let base = unsafe { base.add(offset) };
         Some(Span { base, len, gpa, _mappings: self.mappings.clone() })

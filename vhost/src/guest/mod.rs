@@ -78,7 +78,8 @@ impl Device {
         let need = 2 * (buffer_bytes(size) + ring_bytes(size) + 4096);
         let mut memory = GuestMemory::new(config.memory, need).map_err(GuestError::Memory)?;
         // Region 0 has the receive buffers if they fit, the last one all else: both are used.
-        let mut carve = |len, prefer| memory.carve(len, prefer).expect("the regions were sized for all spans");
+        let mut carve =
+            |len, prefer| memory.carve(len, prefer).expect("the regions were sized for all spans");
         let (rx_buffers, tx_buffers) = (carve(buffer_bytes(size), 0), carve(buffer_bytes(size), 1));
         let (rx_memory, tx_memory) = (carve(ring_bytes(size), 0), carve(ring_bytes(size), 1));
         let (event_idx, first) = (features & F_EVENT_IDX != 0, config.first_index);
@@ -97,11 +98,7 @@ impl Device {
     }
 
     fn ring_setups(&self) -> [RingSetup<'_>; 2] {
-        fn setup<'a, T>(
-            index: usize,
-            ring: &SplitRing<memory::Span, T>,
-            bells: &'a Bells,
-        ) -> RingSetup<'a> {
+        fn setup<'a, T>(index: usize, ring: &SplitRing<memory::Span, T>, bells: &'a Bells) -> RingSetup<'a> {
             let (at, size, base) = (ring.addresses(), ring.size(), ring.used_idx());
             let (desc, avail, used) = (at.desc, at.avail, at.used);
             RingSetup { index, size, base, desc, avail, used, kick: &bells.kick, call: &bells.call }

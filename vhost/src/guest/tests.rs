@@ -9,6 +9,7 @@ use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, Vring
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::*;
 
@@ -89,6 +90,9 @@ impl VhostUserBackendMut for Echo {
     fn update_memory(&mut self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> std::io::Result<()> {
         self.memory = Some(memory);
         Ok(())
+    }
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
     fn handle_event(
         &mut self,

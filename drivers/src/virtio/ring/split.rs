@@ -52,7 +52,9 @@ impl fmt::Display for RingFault {
             RingFault::IdOutOfRange { id, ring_size } => {
                 write!(f, "descriptor {id} completed in a ring of {ring_size}")
             }
-            RingFault::NeverPosted { id } => write!(f, "descriptor {id} completed without having been posted"),
+            RingFault::NeverPosted { id } => {
+                write!(f, "descriptor {id} completed without having been posted")
+            }
             RingFault::LengthOverflow { id, len_bytes, room_bytes } => {
                 write!(f, "descriptor {id} completed with {len_bytes} bytes in a buffer of {room_bytes}")
             }
