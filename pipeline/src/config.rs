@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use spp_drivers::pci::PciAddress;
 
 use crate::cores::{self, CoreMask, CoresError, Role};
 use crate::names::{ComponentKind, PortName, clip};
@@ -111,12 +112,12 @@ pub struct DeviceAddr {
 /// What a device address says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
-    /// A PCI function, by its full address `0000:00:04.0`.
-    Pci(String),
+    /// A PCI function.
+    Pci(PciAddress),
     /// A vhost-user socket that plays the wire.
     VhostUser(PathBuf),
-    /// Another software device: the whole text is its specification.
-    Soft,
+    /// Another software device, by its whole specification.
+    Soft(String),
 }
 
 /// Prefixes of software devices other than `vhost-user:`.
@@ -132,9 +133,9 @@ impl DeviceAddr {
             }
             DeviceKind::VhostUser(path.into())
         } else if SOFT.iter().any(|prefix| text.starts_with(prefix)) {
-            DeviceKind::Soft
-        } else if let Some(full) = full_pci_address(text) {
-            DeviceKind::Pci(full)
+            DeviceKind::Soft(text.to_owned())
+        } else if let Ok(address) = text.parse() {
+            DeviceKind::Pci(address)
         } else {
             return Err(format!(
                 "{:?} is not a device: write a PCI address like 00:04.0 or 0000:00:04.0, or null:, gen:, tap:, pcap: or vhost-user:",
@@ -155,11 +156,10 @@ impl DeviceAddr {
     }
 
     /// What two NICs can't both have, if anything.
-    fn exclusive(&self) -> Option<&str> {
+    fn exclusive(&self) -> Option<&DeviceKind> {
         match &self.kind {
-            DeviceKind::Pci(full) => Some(full),
-            DeviceKind::VhostUser(path) => path.to_str(),
-            DeviceKind::Soft => self.text.starts_with("tap:").then_some(&self.text),
+            DeviceKind::Soft(text) if !text.starts_with("tap:") => None,
+            kind => Some(kind),
         }
     }
 }
@@ -167,26 +167,11 @@ impl DeviceAddr {
 impl fmt::Display for DeviceAddr {
     /// PCI addresses in full.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.kind {
-            DeviceKind::Pci(full) => full,
-            _ => &self.text,
-        })
+        match &self.kind {
+            DeviceKind::Pci(address) => address.fmt(f),
+            _ => f.write_str(&self.text),
+        }
     }
-}
-
-/// `[dddd:]bb:dd.f` in hex, in full and in lower case.
-fn full_pci_address(text: &str) -> Option<String> {
-    let hex = |part: &str, n_digits: std::ops::RangeInclusive<usize>, max: u32| {
-        let plain = n_digits.contains(&part.len()) && part.bytes().all(|c| c.is_ascii_hexdigit());
-        let value = plain.then(|| u32::from_str_radix(part, 16).ok()).flatten()?;
-        (value <= max).then_some(value)
-    };
-    let (rest, function) = text.rsplit_once('.')?;
-    let (rest, device) = rest.rsplit_once(':')?;
-    let (domain, bus) = rest.rsplit_once(':').unwrap_or(("0000", rest));
-    let (domain, bus) = (hex(domain, 4..=8, u32::MAX)?, hex(bus, 2..=2, 0xff)?);
-    let (device, function) = (hex(device, 2..=2, 0x1f)?, hex(function, 1..=1, 7)?);
-    Some(format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))
 }
 
 impl NodeConfig {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod classifier;
+pub mod compat;
 pub mod compile;
 pub mod config;
 pub mod cores;
@@ -21,6 +22,7 @@ mod merger;
 pub mod names;
 pub mod plan;
 pub mod stats;
+pub mod status;
 pub mod table;
 pub mod topology;
 pub mod worker;

@@ -176,9 +176,8 @@ fn port_limit(kind: ComponentKind, direction: Direction) -> Option<usize> {
 
 fn check_vlan_op(vlan: VlanOp) -> Result<(), EditError> {
     let VlanOp::Add { vid, pcp } = vlan else { return Ok(()) };
-    if vid >= VID_RESERVED {
-        let what = format!("VLAN id {vid}: write 0 to 4094 (4095 is reserved, 802.1Q 9.6)");
-        return Err(EditError::value("port vid", what));
+    if vid > VID_RESERVED {
+        return Err(EditError::value("port vid", format!("VLAN id {vid}: write 0 to 4095")));
     }
     if pcp > 7 {
         return Err(EditError::value("port pcp", format!("priority {pcp}: write 0 to 7")));

@@ -150,7 +150,7 @@ fn attaching_again_with_a_tag_replaces_the_tag_only_where_there_is_one() {
 fn vlan_ids_and_priorities_out_of_range_are_refused() {
     let mut topology = two_nics();
     topology.port_detach(1, "merger", PortName::Ring(1), Direction::Rx).unwrap();
-    for (vid, pcp, expected) in [(4095, 0, "port vid"), (u16::MAX, 0, "port vid"), (5, 8, "port pcp")] {
+    for (vid, pcp, expected) in [(4096, 0, "port vid"), (u16::MAX, 0, "port vid"), (5, 8, "port pcp")] {
         let vlan = VlanOp::Add { vid, pcp };
         let code =
             refused(&mut topology, |t| t.port_attach(1, "merger", PortName::Ring(1), Direction::Rx, vlan));
