@@ -165,27 +165,31 @@ impl Agent {
     }
 
     async fn relist(&mut self, link: &mut Link) -> Result<(), Lost> {
-        let before = self.view.revision();
         let listing = link.list().await?;
-        if self.view.relist(listing) == History::Broken {
-            let now = self.view.revision();
+        let (before, now) = (self.view.revision(), listing.revision);
+        if self.view.history(&listing) == History::Broken {
             tracing::warn!(
                 before,
                 now,
-                "etcd went back to an older or another state: wiring stays until it is written about again"
+                "etcd went back or is another: wiring stays until it is written about again"
             );
-            // Whatever the node says it has wired is held; if it does not answer, it is asked again
-            // with the next listing, and until then nothing is decided.
-            let live = self.node.plugs().await;
-            match live {
-                Ok(live) => self.reconciler.history_broken(now, &live),
-                Err(error) => {
-                    self.node_failed(&error);
-                    self.view = View::default();
-                    return Err(Lost::WentBack { before, now });
-                }
-            }
+            let live = self.node.plugs().await.map_err(|error| {
+                self.node_failed(&error);
+                Lost::WentBack { before, now }
+            })?;
+            self.reconciler.history_broken(now, &live);
         }
+        let n_odd_keys = listing.n_odd_keys;
+        self.status.update(|status| {
+            if n_odd_keys > status.etcd.n_odd_keys {
+                tracing::warn!(
+                    n_odd_keys,
+                    "keys of this host are ignored: no port or vhost can have such names"
+                );
+            }
+            status.etcd.n_odd_keys = n_odd_keys;
+        });
+        self.view.relist(listing);
         Ok(())
     }
 

@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn put_on_an_empty_host_creates_every_slot_unless_somebody_else_did() {
-        let listing = Listing { keys: vec![], revision: 1, cluster_id: 1 };
+        let listing = Listing { keys: vec![], revision: 1, cluster_id: 1, n_odd_keys: 0 };
         let (steps, report) = plan_put(&listing, &slots(), false).unwrap();
         assert_eq!(report.freed, slots());
         assert_eq!(steps.len(), 4);

@@ -82,8 +82,6 @@ pub struct Link {
     client: Client,
     kv: KvClient,
     keys: HostKeys,
-    /// Keys below this host's prefixes that no port or vhost can have.
-    n_odd_keys: u64,
 }
 
 impl Link {
@@ -91,12 +89,7 @@ impl Link {
     pub async fn dial(dialer: &Dialer, keys: HostKeys) -> Result<Link, Lost> {
         let client = dialer.dial().await?;
         let kv = client.kv_client().max_decoding_message_size(ANSWER_MAX_BYTES);
-        Ok(Link { client, kv, keys, n_odd_keys: 0 })
-    }
-
-    /// Keys seen so far that were ignored for their names.
-    pub fn n_odd_keys(&self) -> u64 {
-        self.n_odd_keys
+        Ok(Link { client, kv, keys })
     }
 
     /// All watched keys of the host, at one revision.
@@ -106,16 +99,17 @@ impl Link {
         let header = answer.header().ok_or(Lost::Nonsense("listing"))?;
         let (revision, cluster_id) = (header.revision(), header.cluster_id());
         let mut keys = Vec::new();
+        let mut n_odd_keys = 0;
         for kv in key_values(&answer) {
             match self.keys.parse(kv.key()) {
                 Some(key) => {
                     let value = bounded(&key, kv.value());
                     keys.push(KeyValue { key, value, mod_revision: kv.mod_revision() });
                 }
-                None => self.n_odd_keys += 1,
+                None => n_odd_keys += 1,
             }
         }
-        Ok(Listing { keys, revision, cluster_id })
+        Ok(Listing { keys, revision, cluster_id, n_odd_keys })
     }
 
     /// All keys of the host in the given families, as text.

@@ -55,6 +55,8 @@ pub struct EtcdStatus {
     pub revision: i64,
     /// Times the connection was built up, first one included.
     pub n_connects: u64,
+    /// Keys of this host that were ignored for their names, in the last listing.
+    pub n_odd_keys: u64,
     /// Why the connection was lost, or could not be built up, most recently.
     pub last_error: Option<String>,
 }

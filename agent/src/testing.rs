@@ -83,6 +83,7 @@ impl Store {
             keys: self.keys.iter().map(kv).collect(),
             revision: self.revision,
             cluster_id: self.cluster_id,
+            n_odd_keys: 0,
         }
     }
 

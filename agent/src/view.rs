@@ -29,6 +29,8 @@ pub struct Listing {
     pub revision: i64,
     /// The cluster that answered; a restored backup comes back with another id.
     pub cluster_id: u64,
+    /// Keys among the host's that are ignored because no port or vhost can have their names.
+    pub n_odd_keys: u64,
 }
 
 /// One change, from a watch or from reading a key again.
@@ -75,16 +77,20 @@ impl View {
         self.revision
     }
 
-    /// Takes a listing, which is complete and, in the same history, at least as new as all else here.
-    pub fn relist(&mut self, listing: Listing) -> History {
+    /// How a listing relates to what is known.
+    pub fn history(&self, listing: &Listing) -> History {
         let another = self.cluster_id != 0 && self.cluster_id != listing.cluster_id;
         let back = listing.revision < self.revision;
+        if another || back { History::Broken } else { History::Continued }
+    }
+
+    /// Takes a listing, which is complete and, in the same history, at least as new as all else here.
+    pub fn relist(&mut self, listing: Listing) {
         let entry = |kv: KeyValue| (kv.key, Entry { value: Some(kv.value), revision: kv.mod_revision });
         self.entries = listing.keys.into_iter().map(entry).collect();
         self.listed = listing.revision;
         self.revision = listing.revision;
         self.cluster_id = listing.cluster_id;
-        if another || back { History::Broken } else { History::Continued }
     }
 
     /// Takes a change, unless something newer is known already. True if it was news.
@@ -141,7 +147,7 @@ mod tests {
             value: value.into(),
             mod_revision,
         });
-        Listing { keys: keys.collect(), revision, cluster_id }
+        Listing { keys: keys.collect(), revision, cluster_id, n_odd_keys: 0 }
     }
 
     fn value(view: &View) -> Option<&str> {
@@ -174,7 +180,7 @@ mod tests {
     fn a_listing_removes_what_it_does_not_have() {
         let mut view = View::default();
         view.relist(listing(10, 1, &[("plug", 9)]));
-        assert_eq!(view.relist(listing(20, 1, &[])), History::Continued);
+        view.relist(listing(20, 1, &[]));
         assert_eq!(value(&view), None);
         assert_eq!(view.revision(), 20);
     }
@@ -182,9 +188,13 @@ mod tests {
     #[test]
     fn a_lower_revision_or_another_cluster_breaks_the_history() {
         let mut view = View::default();
-        assert_eq!(view.relist(listing(10, 1, &[("plug", 9)])), History::Continued);
-        assert_eq!(view.relist(listing(8, 1, &[("unplug", 3)])), History::Broken);
-        assert_eq!(value(&view), Some("unplug"));
-        assert_eq!(view.relist(listing(50, 2, &[])), History::Broken);
+        assert_eq!(view.history(&listing(10, 1, &[])), History::Continued);
+        view.relist(listing(10, 1, &[("plug", 9)]));
+        assert_eq!(view.history(&listing(10, 1, &[])), History::Continued);
+        assert_eq!(view.history(&listing(11, 2, &[])), History::Broken);
+        view.apply(change(Some("unplug"), 12));
+        assert_eq!(view.history(&listing(11, 1, &[])), History::Broken);
+        view.relist(listing(8, 1, &[("plug", 3)]));
+        assert_eq!(value(&view), Some("plug"));
     }
 }

@@ -1,6 +1,7 @@
 //! A node that records what it is asked, and an agent that runs on it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use spp_agent::{
@@ -28,6 +29,7 @@ pub struct Node {
     wired: Mutex<BTreeMap<u32, Plug>>,
     calls: Mutex<Vec<String>>,
     hook: Mutex<Option<Hook>>,
+    mute: AtomicBool,
 }
 
 impl Node {
@@ -47,6 +49,11 @@ impl Node {
     /// Calls `hook` at every moment from now on.
     pub fn set_hook(&self, hook: impl Fn(Moment) + Send + 'static) {
         *self.hook.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    /// Whether it refuses to say what is wired.
+    pub fn set_mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::Relaxed);
     }
 
     fn moment(&self, moment: Moment) {
@@ -81,6 +88,9 @@ impl DataPlane for Node {
     }
 
     fn plugs(&self) -> Result<Vec<Plug>, DataPlaneError> {
+        if self.mute.load(Ordering::Relaxed) {
+            return Err(DataPlaneError("busy".into()));
+        }
         Ok(self.wired().into_values().collect())
     }
 

@@ -1,16 +1,13 @@
 //! An etcd host name resolves through the hosts file, through DNS, and in a root with nothing else
 //! in it: a static binary has no name service of the C library to lean on.
 
-#[allow(dead_code, reason = "shared with the other etcd tests")]
-#[path = "support/etcd/mod.rs"]
-mod support;
-
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support;
+use crate::support::server::Etcd;
 use spp_agent::{Endpoints, Name, NameFiles, config_show};
-use support::server::Etcd;
 
 const HOST: &str = "spp4";
 
@@ -118,7 +115,8 @@ async fn name_is_found_in_an_empty_root() {
         return;
     }
     let Some(etcd) = etcd(TEST).await else { return };
-    let inside = chroot(&["/test", "--exact", TEST], &format!("http://etcd.lab:{}", etcd.port()));
+    let inside =
+        chroot(&["/test", "--exact", &format!("names::{TEST}")], &format!("http://etcd.lab:{}", etcd.port()));
     let output =
         String::from_utf8_lossy(&inside.stdout).into_owned() + &String::from_utf8_lossy(&inside.stderr);
     assert!(inside.status.success() && output.contains("1 passed"), "{output}");
