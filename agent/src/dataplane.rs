@@ -4,32 +4,12 @@
 //! implementation may block for as long as a change takes to reach its core.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-use spp_drivers::MacAddr;
-
 use crate::keys::Name;
 
-/// The wiring of one vhost: which frames from the wire are its own, and the VLAN it lives in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Plug {
-    /// Vhost id, counted over all NICs of the node.
-    pub vhost: u32,
-    /// The VM's MAC address.
-    pub mac: MacAddr,
-    /// VLAN id 1..=4094; None on a flat network.
-    pub vlan: Option<u16>,
-}
-
-impl fmt::Display for Plug {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vhost {} MAC {}", self.vhost, self.mac)?;
-        self.vlan.map_or(Ok(()), |vlan| write!(f, " VLAN {vlan}"))
-    }
-}
+pub use spp_pipeline::topology::Plug;
 
 /// Why the node did not do what was asked. The text is for operators: it ends up in the log and in
 /// `spp status`; the agent tries again with growing pauses whatever the reason.

@@ -24,6 +24,13 @@ pub struct Plug {
     pub vlan: Option<u16>,
 }
 
+impl std::fmt::Display for Plug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "vhost {} MAC {}", self.vhost, self.mac)?;
+        self.vlan.map_or(Ok(()), |vlan| write!(f, " VLAN {vlan}"))
+    }
+}
+
 /// A plug and where it was put, so that unplug takes back exactly that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plugged {
