@@ -11,6 +11,7 @@ pub mod mac;
 pub mod pci;
 pub mod port;
 pub mod ring_port;
+pub mod soft;
 pub mod spsc;
 pub mod stats;
 pub mod tsc;
