@@ -1,9 +1,11 @@
 //! Takes a virtio NIC through the life of a VFIO function and says what it saw: the lab's proof of `vfio` and `pci`
 //! on a real kernel, and a first check on a machine with a new IOMMU.
 //!
-//! `vfio_probe list`, `vfio_probe bind|unbind ADDRESS STATE_DIR`, `vfio_probe open ADDRESS...`
+//! `vfio_probe list`, `vfio_probe bind|unbind ADDRESS STATE_DIR`, `vfio_probe open ADDRESS...`,
+//! `vfio_probe hold ADDRESS` (until the kernel wants it back).
 
 use std::error::Error;
+use std::time::{Duration, Instant};
 
 use spp_drivers::MacAddr;
 use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
@@ -19,7 +21,8 @@ fn main() {
         ["bind", address, state] => bind(address, state),
         ["unbind", address, state] => unbind(address, state),
         ["open", addresses @ ..] if !addresses.is_empty() => open(addresses),
-        _ => Err("vfio_probe list | bind|unbind ADDRESS STATE_DIR | open ADDRESS...".into()),
+        ["hold", address] => hold(address),
+        _ => Err("vfio_probe list | bind|unbind ADDRESS STATE_DIR | open ADDRESS... | hold ADDRESS".into()),
     };
     if let Err(error) = done {
         println!("error: {error}");
@@ -64,6 +67,25 @@ fn open(addresses: &[&str]) -> Result<(), Box<dyn Error>> {
         drop((functions, late));
     }
     println!("buffers out: {}", pool.counts().out);
+    Ok(())
+}
+
+/// Keeps the function, with DMA on, until the kernel asks for it.
+fn hold(address: &str) -> Result<(), Box<dyn Error>> {
+    let space = DmaSpace::new();
+    let pool = Pool::new(&space, PoolConfig { n_buffers: 1024 })?;
+    let function = vfio::open(&space, &address.parse::<PciAddress>()?)?;
+    show(&function)?;
+    println!("held");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !function.removal_requested() {
+        if Instant::now() > deadline {
+            return Err("nobody wanted it back".into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(function);
+    println!("given back, buffers out: {}", pool.counts().out);
     Ok(())
 }
 
