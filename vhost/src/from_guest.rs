@@ -36,7 +36,8 @@ pub struct FromGuest {
 }
 
 impl FromGuest {
-    pub(crate) fn new(mailbox: Mailbox, calls: Arc<Counter>, pool: &Pool) -> FromGuest {
+    /// A half without a ring yet. `calls` counts interrupts sent to the guest.
+    pub fn new(mailbox: Mailbox, calls: Arc<Counter>, pool: &Pool) -> FromGuest {
         // A frame that takes more than a quarter of the pool could wait for buffers for ever.
         let max_buffers = (pool.counts().capacity as usize / 4).max(1);
         let max_frame_bytes = MAX_FRAME_BYTES.min(max_buffers * DATA_ROOM);

@@ -28,7 +28,8 @@ pub struct ToGuest {
 }
 
 impl ToGuest {
-    pub(crate) fn new(mailbox: Mailbox, calls: Arc<Counter>) -> ToGuest {
+    /// A half without a ring yet. `calls` counts interrupts sent to the guest.
+    pub fn new(mailbox: Mailbox, calls: Arc<Counter>) -> ToGuest {
         ToGuest { mailbox, stats: QueueStats::shared(), calls }
     }
 }
