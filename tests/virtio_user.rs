@@ -72,8 +72,9 @@ impl Testpmd {
     /// Packets and bytes of one direction ("RX" or "TX") of its port.
     fn counted(&mut self, direction: &str) -> (u64, u64) {
         self.type_line("show port stats 0");
-        // Both lines, so that none is left for the next question.
-        let lines = [self.wait_for("RX-packets:"), self.wait_for("TX-packets:")];
+        // By what only these lines have: "stop" prints other statistics with the same names. Both
+        // lines are read, so that none is left for the next question.
+        let lines = [self.wait_for("RX-missed:"), self.wait_for("TX-errors:")];
         let line = lines.iter().find(|line| line.contains(direction)).expect("one of the two");
         let field = |name: &str| {
             let after = line.split(&format!("{direction}-{name}:")).nth(1).unwrap_or_default();

@@ -167,3 +167,108 @@ impl RingSetup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::FrontendVa;
+
+    const FEATURES: u64 = VERSION_1 | MRG_RXBUF | PROTOCOL_FEATURES;
+    const ADDR: RingAddr =
+        RingAddr { desc: FrontendVa(0x1000), avail: FrontendVa(0x2000), used: FrontendVa(0x3000) };
+
+    /// The messages that make a ring, as indices into [`apply`].
+    const N_MESSAGES: usize = 6;
+
+    fn apply(message: usize, setup: &mut RingSetup, features: &mut Option<u64>) {
+        match message {
+            0 => *features = Some(FEATURES),
+            1 => setup.set_size(256).unwrap(),
+            2 => setup.set_base(65_530).unwrap(),
+            3 => setup.set_addr(ADDR),
+            4 => setup.kick(),
+            _ => setup.enable(true),
+        }
+    }
+
+    /// All orders of `n` things, by Heap's algorithm.
+    fn orders(n: usize) -> Vec<Vec<usize>> {
+        fn step(k: usize, order: &mut Vec<usize>, all: &mut Vec<Vec<usize>>) {
+            if k <= 1 {
+                all.push(order.clone());
+                return;
+            }
+            for i in 0..k {
+                step(k - 1, order, all);
+                order.swap(if k % 2 == 0 { i } else { 0 }, k - 1);
+            }
+        }
+        let mut all = Vec::new();
+        step(n, &mut (0..n).collect(), &mut all);
+        all
+    }
+
+    #[test]
+    fn every_order_of_set_up_messages_ends_in_the_same_ring() {
+        let all = orders(N_MESSAGES);
+        assert_eq!(all.len(), 720);
+        for order in all {
+            let (mut setup, mut features) = (RingSetup::default(), None);
+            for (i, message) in order.iter().enumerate() {
+                apply(*message, &mut setup, &mut features);
+                let needed = |m: &usize| *m != 2 && *m != 5; // a base of 0 and a disabled ring are rings too
+                let complete = (0..N_MESSAGES).filter(needed).all(|m| order[..=i].contains(&m));
+                assert_eq!(setup.plan(features).is_some(), complete, "{order:?} after {i}");
+            }
+            let plan = setup.plan(features).expect("all is there");
+            assert_eq!((plan.size, plan.addr, plan.base), (256, ADDR, 65_530), "{order:?}");
+            assert!(setup.is_enabled(FEATURES) && plan.features.mergeable);
+        }
+    }
+
+    #[test]
+    fn stopped_ring_keeps_its_set_up_and_goes_on_at_its_index() {
+        let (mut setup, mut features) = (RingSetup::default(), None);
+        (0..N_MESSAGES).for_each(|message| apply(message, &mut setup, &mut features));
+        let plan = setup.plan(features).unwrap();
+        setup.came_back(plan.base, 4); // ten frames later, over the wrap
+        assert_eq!(setup.stop(), 4);
+        assert_eq!(setup.plan(features), None);
+        setup.kick();
+        assert_eq!(setup.plan(features), Some(RingPlan { base: 4, ..plan }));
+    }
+
+    #[test]
+    fn base_set_after_the_start_wins_over_the_index_that_comes_back() {
+        let (mut setup, mut features) = (RingSetup::default(), None);
+        (0..N_MESSAGES).for_each(|message| apply(message, &mut setup, &mut features));
+        let started_at = setup.plan(features).unwrap().base;
+        setup.set_base(8).unwrap();
+        setup.came_back(started_at, 70);
+        assert_eq!(setup.plan(features).unwrap().base, 8);
+    }
+
+    #[test]
+    fn impossible_sizes_and_bases_are_refused() {
+        let mut setup = RingSetup::default();
+        for size in [0, 3, 255, 65_535, 65_536, 1 << 31] {
+            assert_eq!(setup.set_size(size), Err(SetupError::Size(size)));
+        }
+        for size in [1, 256, 32_768] {
+            assert_eq!(setup.set_size(size), Ok(()));
+        }
+        assert_eq!(setup.set_base(65_536), Err(SetupError::Base(65_536)));
+    }
+
+    #[test]
+    fn without_protocol_features_rings_start_enabled() {
+        let setup = RingSetup::default();
+        assert!(setup.is_enabled(VERSION_1) && !setup.is_enabled(VERSION_1 | PROTOCOL_FEATURES));
+    }
+
+    #[test]
+    fn header_is_short_only_for_legacy_drivers_that_do_not_merge() {
+        let bytes = |features| ring_features(features).header_bytes;
+        assert_eq!([bytes(0), bytes(MRG_RXBUF), bytes(VERSION_1), bytes(VERSION_1 | MRG_RXBUF)], [10, 12, 12, 12]);
+    }
+}
