@@ -80,7 +80,8 @@ impl<M: RingMemory> RingArea<M> {
     }
 
     /// Lays a ring out at the start of `memory`: descriptors all ones, so that a device that starts
-    /// too early faults instead of writing somewhere, and both indices at `first_index`.
+    /// too early faults instead of writing somewhere; used entries all ones, so that an index published
+    /// before its entry names no buffer; and both indices at `first_index`.
     ///
     /// # Panics
     /// If `size` is not a power of two up to [`MAX_RING_SIZE`] or `memory` is too short or not
@@ -99,6 +100,9 @@ impl<M: RingMemory> RingArea<M> {
         };
         let all_ones = Descriptor { addr: u64::MAX, len: u32::MAX, flags: u16::MAX, next: u16::MAX };
         (0..size).for_each(|i| area.write_descriptor(i, all_ones));
+        for word in 0..2 * usize::from(size) {
+            area.cell32(area.used + ENTRIES + 4 * word).store(u32::MAX, Ordering::Relaxed);
+        }
         area.cell16(area.used).store(0, Ordering::Relaxed);
         area.cell16(area.used + INDEX).store(first_index.to_le(), Ordering::Relaxed);
         area.set_avail_flags(0);
