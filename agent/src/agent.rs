@@ -34,6 +34,9 @@ const RELIST_EVERY: Duration = Duration::from_secs(60);
 /// Plans carried out in a row before the watch is looked at again.
 const MAX_ROUNDS: usize = 16;
 
+/// A connection that held this long was a good one: the next outage starts with short pauses.
+const GOOD_SESSION: Duration = Duration::from_secs(5);
+
 /// How soon a node that did not answer is asked again.
 const NODE_RETRY: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,7 @@ async fn serve(
         warned_revision: 0,
         pauses: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
         said_lost: false,
+        connected_at: None,
         log: LogLimit::new(100, Duration::from_millis(500)),
         reported: BTreeMap::new(),
     };
@@ -126,6 +130,7 @@ struct Agent {
     warned_revision: i64,
     pauses: Backoff,
     said_lost: bool,
+    connected_at: Option<Instant>,
     log: LogLimit,
     /// How every port stood when it was last written about.
     reported: BTreeMap<Option<PortId>, (PortState, String)>,
@@ -291,7 +296,7 @@ impl Agent {
     }
 
     fn connected(&mut self) {
-        self.pauses.reset();
+        self.connected_at = Some(Instant::now());
         let (endpoint, revision) = (self.dialer.endpoint(), self.view.revision());
         tracing::info!(etcd = %endpoint, host = %self.keys.host(), revision, "listed, watching");
         self.said_lost = false;
@@ -311,8 +316,10 @@ impl Agent {
         } else {
             tracing::debug!(etcd = %endpoint, reason, "still no etcd");
         }
-        if !self.status.get().etcd.connected {
-            self.dialer.failed();
+        match self.connected_at.take() {
+            Some(at) if at.elapsed() >= GOOD_SESSION => self.pauses.reset(),
+            Some(_) => {}
+            None => self.dialer.failed(),
         }
         self.status.update(|status| {
             status.etcd.connected = false;

@@ -49,7 +49,6 @@ pub async fn wait_for_configuration(
                 if std::mem::take(&mut said_unreachable) {
                     tracing::info!(etcd = %dialer.endpoint(), "etcd answers");
                 }
-                pauses.reset();
                 if let Some((json, revision)) = found.filter(|(_, revision)| Some(*revision) != other_than) {
                     return Ok(Configuration { json, revision });
                 }

@@ -252,10 +252,11 @@ impl Dialer {
         let addresses = self.endpoints.resolve(&endpoint.host).await?;
         let round = self.n_failed / self.endpoints.list.len();
         let address = SocketAddr::new(addresses[round % addresses.len()], endpoint.port);
-        // http/2 pings find a dead peer even when no request is under way.
+        // http/2 pings find a dead peer even when no request is under way. Etcd throws out clients that
+        // ping more often than every 5 s.
         let options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
-            .with_keep_alive(Duration::from_secs(5), Duration::from_secs(3))
+            .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let client = Client::connect([format!("http://{address}")], Some(options)).await;

@@ -22,15 +22,13 @@ pub fn up_offsets() -> Vec<Duration> {
 #[derive(Debug, Clone)]
 pub struct UpSchedule {
     started: Duration,
-    /// Puts that went through.
-    n_said: usize,
     next_idx: usize,
 }
 
 impl UpSchedule {
     /// The wiring went live now.
     pub fn start(now: Duration) -> UpSchedule {
-        UpSchedule { started: now, n_said: 0, next_idx: 0 }
+        UpSchedule { started: now, next_idx: 0 }
     }
 
     /// When the next put is due; None when all is said.
@@ -41,14 +39,8 @@ impl UpSchedule {
     /// A put went through: go on with the first time still ahead, so that puts an outage held up
     /// are not said in one go.
     pub fn said(&mut self, now: Duration, offsets: &[Duration]) {
-        self.n_said += 1;
         let ahead = |offset: &Duration| self.started + *offset > now;
         self.next_idx = offsets.iter().position(ahead).unwrap_or(offsets.len());
-    }
-
-    /// Puts that went through so far.
-    pub fn n_said(&self) -> usize {
-        self.n_said
     }
 }
 
@@ -84,11 +76,6 @@ impl Backoff {
     /// It worked: start over.
     pub fn reset(&mut self) {
         self.n_tries = 0;
-    }
-
-    /// Pauses taken since the last success.
-    pub fn n_tries(&self) -> u32 {
-        self.n_tries
     }
 }
 
@@ -142,7 +129,6 @@ mod tests {
         }
         assert_eq!(said_at, offsets);
         assert_eq!(said_at.last(), Some(&MS(30_000)));
-        assert_eq!(up.n_said(), offsets.len());
     }
 
     #[test]
