@@ -405,7 +405,10 @@ mod tests {
         assert!(!has(u64::MAX, 2) && !has(u64::MAX - 5, u32::MAX) && !has(0x1001, u32::MAX));
         assert!(map.translate_va(FrontendVa(VA + 0x1000), 0x1000).is_some());
         assert!(map.translate_va(FrontendVa(VA + 0x1fff), 2).is_none());
-        assert!(map.translate_va(FrontendVa(0x1000), 1).is_none(), "guest addresses are no frontend addresses");
+        assert!(
+            map.translate_va(FrontendVa(0x1000), 1).is_none(),
+            "guest addresses are no frontend addresses"
+        );
     }
 
     #[test]

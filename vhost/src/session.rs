@@ -90,9 +90,12 @@ impl Session {
                 (Err(refusal), None) => Some(refusal.to_string()),
                 (_, failure) => failure,
             };
+            let failed = failure.is_some();
             self.board_disconnected(failure);
-            // A peer that makes us fail at once must not keep this thread busy.
-            self.stop.wait(None, Some(RETRY / 2));
+            if failed {
+                // A peer that makes us fail again and again must not keep this thread busy.
+                self.stop.wait(None, Some(RETRY));
+            }
         }
     }
 
@@ -184,13 +187,7 @@ fn serve(
 fn next_header(socket: &UnixStream, source: &Source, stop: &Stop) -> Result<Option<Header>, String> {
     let mut deadline: Option<Instant> = None;
     while !stop.is_requested() {
-        let turned_away = match source {
-            Source::Listen(listener) => listener.accept().ok().flatten().is_some(),
-            Source::Connect(_) => false,
-        };
-        if turned_away {
-            tracing::debug!("a second vhost-user peer was turned away");
-        }
+        turn_away_others(socket, source, stop);
         let (n, bytes) = peek(socket)?;
         if n == 0 {
             return Ok(None);
@@ -218,6 +215,18 @@ fn next_header(socket: &UnixStream, source: &Source, stop: &Stop) -> Result<Opti
         stop.wait(None, Some(PARTIAL));
     }
     Ok(None)
+}
+
+/// Refuses a second peer, unless the first has hung up: then the second is its successor, and is
+/// accepted when what the first still sent has been read.
+fn turn_away_others(socket: &UnixStream, source: &Source, stop: &Stop) {
+    let Source::Listen(listener) = source else { return };
+    // In this order: a peer that reconnects has hung up before it is seen again.
+    let others = stop.wait(Some((listener.as_fd(), PollFlags::IN)), Some(Duration::ZERO));
+    let hung_up = stop.wait(Some((socket.as_fd(), PollFlags::RDHUP)), Some(Duration::ZERO));
+    if others && !hung_up && listener.accept().is_ok() {
+        tracing::debug!("a second vhost-user peer was turned away");
+    }
 }
 
 /// Looks at up to a header's worth of bytes without taking them. Returns 0 for the end of the stream,

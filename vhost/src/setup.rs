@@ -269,6 +269,9 @@ mod tests {
     #[test]
     fn header_is_short_only_for_legacy_drivers_that_do_not_merge() {
         let bytes = |features| ring_features(features).header_bytes;
-        assert_eq!([bytes(0), bytes(MRG_RXBUF), bytes(VERSION_1), bytes(VERSION_1 | MRG_RXBUF)], [10, 12, 12, 12]);
+        assert_eq!(
+            [bytes(0), bytes(MRG_RXBUF), bytes(VERSION_1), bytes(VERSION_1 | MRG_RXBUF)],
+            [10, 12, 12, 12]
+        );
     }
 }
