@@ -6,6 +6,9 @@
 //! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
 //! `edge` (bursts in and out), the components `forwarder`, `merger` and `classifier`, [`plan`]
 //! (all of it as data), [`engine`] (one core's turn), [`worker`] (its thread).
+//!
+//! [`node`] owns the devices, ports, rings and workers and makes them follow the topology;
+//! [`status`] and [`compat`] are what it says about itself.
 #![forbid(unsafe_code)]
 
 mod classifier;
@@ -13,6 +16,7 @@ pub mod compat;
 pub mod compile;
 pub mod config;
 pub mod cores;
+pub mod devices;
 mod edge;
 pub mod engine;
 mod forwarder;
@@ -20,6 +24,7 @@ pub mod frame;
 mod handover;
 mod merger;
 pub mod names;
+pub mod node;
 pub mod plan;
 pub mod stats;
 pub mod status;

@@ -112,8 +112,8 @@ impl VhostPort {
         });
     }
 
-    /// As [`close`](Self::close); `serve_halves` polls the control side of both halves.
-    pub(crate) fn close_with(mut self, mut serve_halves: impl FnMut()) {
+    /// As [`close`](Self::close), for whoever has the halves in boxes; `serve_halves` polls the control side of both.
+    pub fn close_with(mut self, mut serve_halves: impl FnMut()) {
         self.stop.request();
         let Some(thread) = self.thread.take() else { return };
         let deadline = Instant::now() + CLOSE_DEADLINE;

@@ -1,0 +1,307 @@
+//! A node: NICs, vhost ports, rings and worker threads, made to follow a [`Topology`].
+//!
+//! Everything here runs on one control thread, which owns the [`Node`]; others reach it through a
+//! [`NodeHandle`]. An edit is tried on a copy of the topology, compiled, and carried out step by step;
+//! when it returns, it is live on its cores. A refused edit leaves everything as it was.
+
+mod build;
+mod handle;
+mod nic;
+mod report;
+mod supervise;
+mod switchboard;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use spp_drivers::dma::{DmaError, Pool};
+use spp_drivers::port::PortError;
+use spp_drivers::stats::SharedStats;
+use spp_vhost::{Role, VhostError, VhostPort};
+
+use crate::compile::Wiring;
+use crate::config::{ConfigError, NodeConfig};
+use crate::cores::CoresError;
+use crate::names::{ComponentKind, PortName};
+use crate::plan::VlanOp;
+use crate::table::TableError;
+use crate::topology::{Direction, EditError, Entry, Plug, Topology};
+use crate::worker::WorkerError;
+
+pub use build::{OpenDevice, pool_buffers};
+pub use handle::{NodeGone, NodeHandle};
+use nic::Nic;
+use report::BusySamples;
+use supervise::FailedComponent;
+use switchboard::Switchboard;
+
+/// How a node is built, beyond its configuration.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Directory of the vhost-user sockets `sock<vhost id>`.
+    pub vhost_dir: PathBuf,
+    /// Who listens on them: with `Client`, the VM does.
+    pub vhost_role: Role,
+    /// Worker threads are not pinned and give up their CPU when idle, so any mask runs anywhere.
+    pub fold_cores: bool,
+    /// Nothing passes from the guest of a vhost that is not plugged. True wherever plug and unplug
+    /// are used; false for a node wired by component commands alone.
+    pub gate_unplugged: bool,
+    /// Longest wait for a core to take over a plan.
+    pub change_deadline: Duration,
+}
+
+impl Default for NodeOptions {
+    /// As OpenStack has it.
+    fn default() -> NodeOptions {
+        NodeOptions {
+            vhost_dir: PathBuf::from("/tmp"),
+            vhost_role: Role::Client,
+            fold_cores: false,
+            gate_unplugged: true,
+            change_deadline: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why a node can't be started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The cores asked for are not there.
+    #[error(transparent)]
+    Cores(#[from] CoresError),
+    /// The machine does not tell what cores it has.
+    #[error("can't read which cores are online: {0}")]
+    NoCoreList(std::io::Error),
+    /// No packet memory.
+    #[error("packet memory: {0}")]
+    Memory(#[from] DmaError),
+    /// A NIC can't be opened or started.
+    #[error("{owner}: {source}")]
+    Device {
+        /// Which NIC.
+        owner: String,
+        /// Why.
+        source: PortError,
+    },
+    /// A vhost port can't be opened.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
+    /// A core does not follow.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// An edit is refused; nothing changed.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// A classifier with more outputs than a table can number.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A port's queue is on a core that does not answer.
+    #[error("{0} is held by a core that does not answer")]
+    Held(PortName),
+}
+
+/// A ring's counters.
+struct RingCounters {
+    tx: SharedStats,
+    rx: SharedStats,
+}
+
+/// A running node. Dropping it stops it, in the order that is safe: cores, vhost ports, NICs, memory.
+pub struct Node {
+    config: NodeConfig,
+    options: NodeOptions,
+    started: Instant,
+    topology: Topology,
+    board: Switchboard,
+    vhosts: Vec<VhostPort>,
+    nics: Vec<Nic>,
+    rings: Vec<RingCounters>,
+    pool: Pool,
+    warnings: Vec<String>,
+    busy: BusySamples,
+    /// The cores may not run what the topology asks for: the next tick tries again.
+    unsettled: Option<String>,
+    health_due: Instant,
+    failed: Vec<FailedComponent>,
+}
+
+impl Node {
+    /// Builds the node and starts its traffic. The first thing that fails ends it, and what was
+    /// opened before is closed again.
+    pub fn start(config: NodeConfig, options: NodeOptions) -> Result<Node, NodeError> {
+        Node::start_with(config, options, &mut crate::devices::open)
+    }
+
+    /// As [`start`](Self::start), with another way to open devices.
+    pub fn start_with(
+        config: NodeConfig,
+        options: NodeOptions,
+        open: OpenDevice<'_>,
+    ) -> Result<Node, NodeError> {
+        build::build(config, options, open)
+    }
+
+    /// What is wanted now.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// How it was started.
+    pub fn options(&self) -> &NodeOptions {
+        &self.options
+    }
+
+    /// Where its packet buffers are.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Wires a vhost, replacing whatever wiring it has. Live on its cores when it returns.
+    pub fn plug(&mut self, plug: &Plug) -> Result<(), NodeError> {
+        self.edit(|topology| topology.plug(plug))?;
+        tracing::info!(vhost = plug.vhost, mac = %plug.mac, vlan = plug.vlan, "plugged");
+        Ok(())
+    }
+
+    /// Undoes the wiring of a vhost; one that is not plugged is fine.
+    pub fn unplug(&mut self, vhost: u32) -> Result<(), NodeError> {
+        let was_plugged = self.topology.plugs().contains_key(&vhost);
+        self.edit(|topology| topology.unplug(vhost))?;
+        if was_plugged {
+            tracing::info!(vhost, "unplugged");
+        }
+        Ok(())
+    }
+
+    /// What is plugged, by vhost id.
+    pub fn plugs(&self) -> Vec<Plug> {
+        self.topology.plugs().values().map(|plugged| plugged.plug).collect()
+    }
+
+    /// Adds a component without ports.
+    pub fn component_start(
+        &mut self,
+        vf: u32,
+        name: &str,
+        core: usize,
+        kind: ComponentKind,
+    ) -> Result<(), NodeError> {
+        self.edit(|topology| topology.component_start(vf, name, core, kind))
+    }
+
+    /// Removes a component; an unknown name is fine.
+    pub fn component_stop(&mut self, vf: u32, name: &str) -> Result<(), NodeError> {
+        self.edit(|topology| topology.component_stop(vf, name))
+    }
+
+    /// Attaches one end of a port to a component.
+    pub fn port_attach(
+        &mut self,
+        vf: u32,
+        component: &str,
+        port: PortName,
+        direction: Direction,
+        vlan: VlanOp,
+    ) -> Result<(), NodeError> {
+        self.edit(|topology| topology.port_attach(vf, component, port, direction, vlan))
+    }
+
+    /// Takes one end of a port from a component; one that is not attached is fine.
+    pub fn port_detach(
+        &mut self,
+        vf: u32,
+        component: &str,
+        port: PortName,
+        direction: Direction,
+    ) -> Result<(), NodeError> {
+        self.edit(|topology| topology.port_detach(vf, component, port, direction))
+    }
+
+    /// Adds a classifier entry.
+    pub fn table_add(&mut self, vf: u32, entry: Entry) -> Result<(), NodeError> {
+        self.edit(|topology| topology.table_add(vf, entry))
+    }
+
+    /// Removes a classifier entry.
+    pub fn table_del(&mut self, vf: u32, entry: Entry) -> Result<(), NodeError> {
+        self.edit(|topology| topology.table_del(vf, entry))
+    }
+
+    /// Edits a copy of the topology, makes the cores follow, and keeps the copy. When the cores
+    /// can't follow, they go back to what they ran.
+    fn edit(&mut self, edit: impl FnOnce(&mut Topology) -> Result<(), EditError>) -> Result<(), NodeError> {
+        let mut next = self.topology.clone();
+        edit(&mut next)?;
+        let before = std::mem::replace(&mut self.topology, next);
+        if let Err(error) = self.settle() {
+            self.topology = before;
+            self.settle_or_note();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Makes the cores run what the topology asks for, as far as the devices are there.
+    fn settle(&mut self) -> Result<(), NodeError> {
+        let wanted = Wiring::compile(&self.topology, &self.missing());
+        self.board.settle(&wanted)?;
+        self.board.forget_all_but(&self.topology);
+        self.unsettled = None;
+        Ok(())
+    }
+
+    /// As [`settle`](Self::settle), for callers that have no one to tell: the tick tries again.
+    fn settle_or_note(&mut self) {
+        if let Err(error) = self.settle() {
+            if self.unsettled.is_none() {
+                tracing::error!(%error, "the cores don't follow the topology; trying again");
+            }
+            self.unsettled = Some(error.to_string());
+        }
+    }
+
+    /// NICs whose queues are not there.
+    fn missing(&self) -> BTreeSet<PortName> {
+        let down = self.nics.iter().filter(|nic| !nic.is_running()).map(|nic| nic.port);
+        down.chain(self.board.lost()).collect()
+    }
+
+    /// Stops everything. Called by drop; a second call does nothing.
+    fn shut_down(&mut self) {
+        let mut parked = self.board.stop();
+        for (port, id) in self.vhosts.drain(..).zip(0..) {
+            let name = PortName::Vhost(id);
+            let (mut rx, mut tx) = (parked.rx.remove(&name), parked.tx.remove(&name));
+            port.close_with(|| {
+                rx.iter_mut().for_each(|half| half.poll_control());
+                tx.iter_mut().for_each(|half| half.poll_control());
+            });
+        }
+        for nic in &mut self.nics {
+            nic.stop(&mut parked);
+        }
+        let stopped_now = !self.nics.is_empty();
+        self.nics.clear();
+        drop(parked);
+        let counts = self.pool.counts();
+        if stopped_now && counts.out > 0 {
+            tracing::error!(buffers = counts.out, "packet buffers did not come back to their pool");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}

@@ -1,0 +1,181 @@
+//! Builds a node: memory, NICs, vhost ports, rings, then the first wiring.
+
+use std::time::Instant;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use spp_drivers::BURST;
+use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
+use spp_drivers::port::{Device, PortError, RxQueue, TxQueue};
+use spp_drivers::ring_port::{RING_SLOTS, packet_ring};
+use spp_vhost::{PortConfig, VhostPort};
+
+use super::nic::Nic;
+use super::report::BusySamples;
+use super::switchboard::{Parked, Switchboard};
+use super::{Node, NodeError, NodeOptions, RingCounters};
+use crate::config::{DeviceAddr, NodeConfig};
+use crate::cores;
+use crate::names::PortName;
+use crate::topology::Topology;
+
+/// How devices are opened: [`crate::devices::open`], or a test's own.
+pub type OpenDevice<'a> = &'a mut dyn FnMut(&DeviceAddr, &DmaSpace) -> Result<Box<dyn Device>, PortError>;
+
+/// Descriptors of a NIC queue, the most any of our drivers uses.
+const NIC_RING: u32 = 1024;
+
+/// Slots a core's or a queue's cache holds back: two magazines.
+const CACHE: u32 = 128;
+
+/// Buffers a node needs so that every ring can be full at once and nobody waits for a buffer: two rings
+/// for each vhost; a receive and a transmit ring for each NIC; for each component, which may
+/// have a core of its own, a cache and a burst in and one out; for each vhost and each NIC queue a
+/// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 2048 + 20 x 192 + 12 x 128 = 25,856 buffers, 58 MB.
+pub fn pool_buffers(config: &NodeConfig) -> u32 {
+    let (n_nics, n_vhost) = (config.vfs.len() as u32, config.n_vhost());
+    let n_components = 2 * n_vhost + 2 * n_nics;
+    config.n_rings() * RING_SLOTS as u32
+        + n_nics * 2 * NIC_RING
+        + n_components * (CACHE + 2 * BURST as u32)
+        + (n_vhost + 2 * n_nics) * CACHE
+}
+
+pub(super) fn build(
+    config: NodeConfig,
+    options: NodeOptions,
+    open: OpenDevice<'_>,
+) -> Result<Node, NodeError> {
+    let topology = Topology::from_config(&config, options.gate_unplugged)?;
+    if !options.fold_cores {
+        let online = cores::online().map_err(NodeError::NoCoreList)?;
+        for (owner, mask) in config.masks() {
+            cores::check_online(&owner, &mask, &online)?;
+        }
+    }
+    // Threads of vhost ports inherit this thread's cores: the masters, away from the polling cores.
+    let _affinity = (!options.fold_cores).then(|| OnMasters::enter(&config));
+    let mut warnings = config.warnings();
+    if !config.mirrors.is_empty() {
+        warnings.push(format!("{} mirrors of the configuration are not in service", config.mirrors.len()));
+    }
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+
+    // NICs first: packet memory goes where their IOMMU can reach it.
+    let space = DmaSpace::new();
+    let nics = open_nics(&config, &space, open)?;
+    let pool = Pool::new(&space, PoolConfig { n_buffers: pool_buffers(&config) })?;
+    let counts = pool.counts();
+    tracing::info!(buffers = counts.capacity, page_size_bytes = pool.page_size().bytes(), "packet memory");
+
+    let board = Switchboard::new(&pool, options.fold_cores, options.change_deadline);
+    let now = Instant::now();
+    // From here on dropping the node closes what is open.
+    let mut node = Node {
+        config,
+        options,
+        started: now,
+        topology,
+        board,
+        vhosts: Vec::new(),
+        nics,
+        rings: Vec::new(),
+        pool,
+        warnings,
+        busy: BusySamples::default(),
+        unsettled: None,
+        health_due: now,
+        failed: Vec::new(),
+    };
+    node.make_rings();
+    node.open_vhosts()?;
+    node.start_nics()?;
+    node.settle()?;
+    Ok(node)
+}
+
+fn open_nics(config: &NodeConfig, space: &DmaSpace, open: OpenDevice<'_>) -> Result<Vec<Nic>, NodeError> {
+    let mut nics = Vec::new();
+    for (index, vf) in config.vfs.iter().enumerate() {
+        let owner = vf.owner(index);
+        let device = open(&vf.address, space);
+        let device = device.map_err(|source| NodeError::Device { owner: owner.clone(), source })?;
+        nics.push(Nic::new(PortName::Phy(index as u32), owner, device));
+    }
+    Ok(nics)
+}
+
+impl Node {
+    fn make_rings(&mut self) {
+        for number in 0..self.config.n_rings() {
+            let (tx, rx) = packet_ring(RING_SLOTS);
+            self.rings.push(RingCounters { tx: tx.stats(), rx: rx.stats() });
+            let Parked { rx: receivers, tx: senders } = &mut self.board.parked;
+            receivers.insert(PortName::Ring(number), Box::new(rx));
+            senders.insert(PortName::Ring(number), Box::new(tx));
+        }
+    }
+
+    fn open_vhosts(&mut self) -> Result<(), NodeError> {
+        for id in 0..self.config.n_vhost() {
+            let name = PortName::Vhost(id);
+            let path = self.options.vhost_dir.join(format!("sock{id}"));
+            let config = PortConfig { name: name.to_string(), path, role: self.options.vhost_role };
+            let (port, to_guest, from_guest) = VhostPort::open(config, &self.pool)?;
+            self.vhosts.push(port);
+            self.board.parked.rx.insert(name, Box::new(from_guest));
+            self.board.parked.tx.insert(name, Box::new(to_guest));
+        }
+        Ok(())
+    }
+
+    fn start_nics(&mut self) -> Result<(), NodeError> {
+        for nic in &mut self.nics {
+            let started = nic.start(&self.pool, &mut self.board.parked);
+            started.map_err(|source| NodeError::Device { owner: nic.owner.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the calling thread on the master cores until it is dropped.
+struct OnMasters {
+    before: Option<CpuSet>,
+}
+
+impl OnMasters {
+    fn enter(config: &NodeConfig) -> OnMasters {
+        let before = sched_getaffinity(None).ok();
+        pin_to_masters(config);
+        OnMasters { before }
+    }
+}
+
+impl Drop for OnMasters {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.before.map(|before| sched_setaffinity(None, &before)) {
+            tracing::warn!(%error, "this thread's cores can't be set back");
+        }
+    }
+}
+
+/// Pins the calling thread to the master cores of all vfs.
+pub(super) fn pin_to_masters(config: &NodeConfig) {
+    let mut masters = CpuSet::new();
+    let numbers = config.vfs.iter().filter_map(|vf| vf.core_mask.lowest());
+    numbers.filter(|&core| core < CpuSet::MAX_CPU).for_each(|core| masters.set(core));
+    if let Err(error) = sched_setaffinity(None, &masters) {
+        tracing::warn!(%error, "the control thread can't be pinned to the master cores");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pool_of_two_nics_and_eight_vhosts_is_what_the_documentation_says() {
+        let config = NodeConfig::from_mappings("00:04.0#a#4#0x7ff,00:05.0#b#4#0x1ff801").unwrap();
+        assert_eq!(pool_buffers(&config), 25_856);
+        assert!(u64::from(pool_buffers(&config)) * 2304 < 256 << 20);
+    }
+}

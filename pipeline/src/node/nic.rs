@@ -1,0 +1,182 @@
+//! A NIC of the node: its device, its life after faults, its counters over all of that life.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use spp_drivers::dma::Pool;
+use spp_drivers::port::{Device, Health, Link, PortError, Queues};
+use spp_drivers::stats::SharedStats;
+
+use super::switchboard::Parked;
+use crate::names::PortName;
+use crate::status::{Counters, NicStatus, link_text};
+
+/// Pause before a device that failed right after its start is started again: doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A device that ran this long is restarted at once after its next fault.
+const GOOD_RUN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Running { since: Instant },
+    Down { reason: String, retry_at: Instant },
+    Gone { reason: String },
+}
+
+pub(super) struct Nic {
+    pub port: PortName,
+    /// How errors call it.
+    pub owner: String,
+    device: Box<dyn Device>,
+    state: State,
+    pause: Duration,
+    restarts: u64,
+    link: Option<Link>,
+    stats: Option<[SharedStats; 2]>,
+    /// What the queues before the last restart had counted.
+    before: [Counters; 2],
+}
+
+impl Nic {
+    /// A device that is open but not started.
+    pub fn new(port: PortName, owner: String, device: Box<dyn Device>) -> Nic {
+        let state = State::Down { reason: "not started".to_owned(), retry_at: Instant::now() };
+        let before = Default::default();
+        Nic { port, owner, device, state, pause: FIRST_PAUSE, restarts: 0, link: None, stats: None, before }
+    }
+
+    pub fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { .. })
+    }
+
+    /// Starts the device, promiscuous as SPP has its NICs, and parks its queues.
+    pub fn start(&mut self, pool: &Pool, parked: &mut Parked) -> Result<(), PortError> {
+        if let Err(error) = self.device.set_promiscuous(true) {
+            tracing::warn!(nic = %self.owner, %error, "not promiscuous: frames to guests may not come through");
+        }
+        let mut queues = self.device.start(pool, 1)?;
+        let (Some(rx), Some(tx)) = (queues.rx.pop(), queues.tx.pop()) else {
+            self.device.stop(queues);
+            return Err(PortError::new(&self.owner, "started without queues", ""));
+        };
+        self.stats = Some([rx.stats(), tx.stats()]);
+        parked.rx.insert(self.port, rx);
+        parked.tx.insert(self.port, tx);
+        self.state = State::Running { since: Instant::now() };
+        Ok(())
+    }
+
+    /// Stops the device, with its queues if they are parked.
+    pub fn stop(&mut self, parked: &mut Parked) {
+        let rx = parked.rx.remove(&self.port);
+        let tx = parked.tx.remove(&self.port);
+        let queues = Queues { rx: rx.into_iter().collect(), tx: tx.into_iter().collect() };
+        self.before = self.counters();
+        self.stats = None;
+        self.device.stop(queues);
+    }
+
+    /// Asks a running device for its link and health. A fault is returned once, and the device counts
+    /// as down from then on.
+    pub fn check(&mut self) -> Option<String> {
+        let State::Running { since } = self.state else { return None };
+        self.watch_link();
+        let (reason, gone) = match self.device.health() {
+            Health::Ok => return None,
+            Health::NeedsRestart(reason) => (reason, false),
+            Health::Gone(reason) => (reason, true),
+        };
+        tracing::error!(nic = %self.owner, reason, gone, "device fault");
+        self.state = match gone {
+            true => State::Gone { reason: reason.clone() },
+            false => State::Down { reason: reason.clone(), retry_at: self.next_try(since) },
+        };
+        Some(reason)
+    }
+
+    /// At once after a good run, later and later otherwise.
+    fn next_try(&mut self, since: Instant) -> Instant {
+        if since.elapsed() >= GOOD_RUN {
+            self.pause = FIRST_PAUSE;
+            return Instant::now();
+        }
+        let at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        at
+    }
+
+    fn watch_link(&mut self) {
+        let link = self.device.link();
+        if self.link.as_ref() != Some(&link) {
+            tracing::info!(nic = %self.owner, link = link_text(&link), "link");
+            self.link = Some(link);
+        }
+    }
+
+    /// True when a stopped device is to be started again now.
+    pub fn wants_restart(&self) -> bool {
+        matches!(self.state, State::Down { retry_at, .. } if retry_at <= Instant::now())
+    }
+
+    /// Starts a stopped device again. On failure it is tried again later.
+    pub fn restart(&mut self, pool: &Pool, parked: &mut Parked) {
+        match self.start(pool, parked) {
+            Ok(()) => {
+                self.restarts += 1;
+                tracing::info!(nic = %self.owner, restarts = self.restarts, "device restarted");
+            }
+            Err(error) => {
+                let retry_at = self.next_try(Instant::now());
+                tracing::warn!(nic = %self.owner, %error, "device does not start; trying again");
+                self.state = State::Down { reason: error.to_string(), retry_at };
+            }
+        }
+    }
+
+    /// Received and sent, over all restarts.
+    fn counters(&self) -> [Counters; 2] {
+        let mut counters = self.before.clone();
+        for (sum, now) in counters.iter_mut().zip(self.stats.iter().flatten()) {
+            let now = Counters::from(now.snapshot());
+            sum.packets += now.packets;
+            sum.bytes += now.bytes;
+            for (reason, n) in now.drops {
+                *sum.drops.entry(reason).or_default() += n;
+            }
+        }
+        counters
+    }
+
+    pub fn status(&mut self) -> NicStatus {
+        let info = self.device.info();
+        let state = match &self.state {
+            State::Running { .. } => "running".to_owned(),
+            State::Down { reason, .. } => format!("restarting: {reason}"),
+            State::Gone { reason } => format!("gone: {reason}"),
+        };
+        let link = match self.is_running() {
+            true => self.device.link(),
+            false => Link::Down { reason: "the device is not running".to_owned() },
+        };
+        let device = match self.is_running() {
+            true => self.device.device_counters().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+            false => BTreeMap::new(),
+        };
+        let [rx, tx] = self.counters();
+        NicStatus {
+            port: self.port.to_string(),
+            address: info.address,
+            driver: info.driver.to_owned(),
+            mac: self.device.mac(),
+            state,
+            link_up: link.is_up(),
+            link: link_text(&link),
+            restarts: self.restarts,
+            rx,
+            tx,
+            device,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What the node says about itself.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use spp_drivers::ring_port::RING_SLOTS;
+use spp_vhost::VhostPort;
+
+use super::Node;
+use crate::names::PortName;
+use crate::stats::Cycles;
+use crate::status::{
+    ComponentStatus, Counters, EdgeStatus, NodeStatus, PlugStatus, PoolStatus, RingStatus, VfStatus,
+    VhostStatus, vlan_text,
+};
+use crate::topology::{Attachment, Component, ComponentId, Direction, Vf};
+
+/// How long a busy sample lasts.
+const BUSY_WINDOW: Duration = Duration::from_secs(1);
+
+/// Cycle counters at the start of the window, and shares over the window before.
+#[derive(Default)]
+pub(super) struct BusySamples {
+    since: Option<Instant>,
+    cores: BTreeMap<usize, Cycles>,
+    components: BTreeMap<ComponentId, Cycles>,
+    percent: BTreeMap<ComponentId, f32>,
+}
+
+impl Node {
+    /// Takes the shares of the last second. Called by the tick.
+    pub(super) fn sample_busy(&mut self, now: Instant) {
+        if self.busy.since.is_some_and(|since| now - since < BUSY_WINDOW) {
+            return;
+        }
+        let cores: BTreeMap<usize, Cycles> = self.board.busy().collect();
+        let (mut components, mut percent) = (BTreeMap::new(), BTreeMap::new());
+        for component in self.topology.components() {
+            let cycles = self.board.component(component.id).cycles();
+            let core_now = cores.get(&component.core).map_or(0, Cycles::total);
+            let core_then = self.busy.cores.get(&component.core).map_or(0, Cycles::total);
+            let then = self.busy.components.get(&component.id).map_or(0, |cycles| cycles.useful);
+            let (useful, all) = (cycles.useful.saturating_sub(then), core_now.saturating_sub(core_then));
+            let share = if all == 0 { 0.0 } else { 100.0 * useful as f32 / all as f32 };
+            percent.insert(component.id, share.min(100.0));
+            components.insert(component.id, cycles);
+        }
+        self.busy = BusySamples { since: Some(now), cores, components, percent };
+    }
+
+    /// Everything `spp status` shows.
+    pub fn status(&mut self) -> NodeStatus {
+        let vfs = self.topology.vfs().to_vec();
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.unsettled.clone());
+        warnings.extend(
+            self.board.lost().map(|port| format!("{port} is out of service: its worker thread ended")),
+        );
+        NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            configuration_form: self.config.form,
+            fold_cores: self.options.fold_cores,
+            gate_unplugged: self.options.gate_unplugged,
+            pool: PoolStatus::new(self.pool.counts(), self.pool.page_size()),
+            vfs: vfs.iter().enumerate().map(|(index, vf)| self.vf_status(index, vf)).collect(),
+            rings: (0..self.rings.len()).map(|number| self.ring_status(number)).collect(),
+            warnings,
+        }
+    }
+
+    fn vf_status(&mut self, index: usize, vf: &Vf) -> VfStatus {
+        let config = &self.config.vfs[index];
+        let (physical_network, core_mask) = (config.physical_network.clone(), config.core_mask.clone());
+        VfStatus {
+            id: vf.id,
+            physical_network,
+            core_mask,
+            master_core: vf.master,
+            nic: self.nics[index].status(),
+            components: vf.components.iter().map(|component| self.component_status(component)).collect(),
+            vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id)).collect(),
+        }
+    }
+
+    fn component_status(&mut self, component: &Component) -> ComponentStatus {
+        let now = self.board.component(component.id).snapshot();
+        let state = match (now.failed, self.board.runs(component.core, component.id)) {
+            (true, _) => "failed",
+            (false, true) => "running",
+            (false, false) => "incomplete",
+        };
+        let mut edges = |direction| -> Vec<EdgeStatus> {
+            component
+                .ends(direction)
+                .iter()
+                .map(|end| self.edge_status(component.id, direction, end))
+                .collect()
+        };
+        let (rx, tx) = (edges(Direction::Rx), edges(Direction::Tx));
+        ComponentStatus {
+            name: component.name.clone(),
+            kind: component.kind,
+            core: component.core,
+            state: state.to_owned(),
+            busy_percent: self.busy.percent.get(&component.id).copied().unwrap_or(0.0),
+            rx_packets: now.rx_packets,
+            tx_packets: now.tx_packets,
+            copies: now.copies,
+            held: now.held,
+            drops: now.drops,
+            rx,
+            tx,
+        }
+    }
+
+    fn edge_status(&mut self, id: ComponentId, direction: Direction, end: &Attachment) -> EdgeStatus {
+        EdgeStatus {
+            port: end.port.to_string(),
+            vlan: vlan_text(end.vlan),
+            closed: direction == Direction::Rx && self.topology.is_gated(end.port),
+            counters: Counters::from(self.board.edge(id, (direction, end.port)).snapshot()),
+        }
+    }
+
+    fn vhost_status(&self, id: u32) -> VhostStatus {
+        let status = self.vhosts[id as usize].status();
+        let plug = self.topology.plugs().get(&id).map(|plugged| plugged.plug);
+        VhostStatus {
+            id,
+            port: status.name,
+            socket: status.path,
+            role: role_text(&self.vhosts[id as usize]),
+            state: status.state.to_string(),
+            detail: status.detail,
+            last_failure: status.last_failure,
+            reconnects: status.reconnects,
+            features: status.features.into_iter().map(str::to_owned).collect(),
+            plug: plug.map(|plug| PlugStatus { mac: plug.mac, vlan: plug.vlan }),
+            to_guest: status.to_guest.into(),
+            from_guest: status.from_guest.into(),
+        }
+    }
+
+    fn ring_status(&self, number: usize) -> RingStatus {
+        let port = PortName::Ring(number as u32);
+        let counters = &self.rings[number];
+        // Taken out first: what goes in between the two reads must not make the depth negative.
+        let (out, packets) = (counters.rx.packets.get(), counters.tx.packets.get());
+        let user =
+            |direction| self.topology.user_of((direction, port)).map(|component| component.name.clone());
+        RingStatus {
+            port: port.to_string(),
+            slots: RING_SLOTS as u64,
+            depth: packets.saturating_sub(out).min(RING_SLOTS as u64),
+            from: user(Direction::Tx),
+            to: user(Direction::Rx),
+            packets,
+        }
+    }
+}
+
+fn role_text(port: &VhostPort) -> String {
+    match port.config().role {
+        spp_vhost::Role::Client => "client".to_owned(),
+        spp_vhost::Role::Server => "server".to_owned(),
+    }
+}

@@ -1,0 +1,344 @@
+//! Where every queue half is: on a worker, in one of its slots, or parked here. Carries out the steps
+//! from one wiring to the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use spp_drivers::dma::Pool;
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
+use spp_drivers::tsc;
+
+use super::NodeError;
+use crate::compile::{Running, Step, Wiring, steps};
+use crate::names::{ComponentKind, PortName};
+use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxEdge, RxSlot, TxEdge, TxSlot, WhenFull, Work};
+use crate::stats::{ComponentStats, Cycles};
+use crate::table::TableBuilder;
+use crate::topology::{ComponentId, Direction, PortEnd, Topology};
+use crate::worker::{Worker, WorkerConfig, WorkerError};
+
+/// How long forwarders and mergers wait for a full output before they drop. Far above the time a guest
+/// or a folded worker is scheduled away, far below what a TCP sender takes for a dead peer.
+const FULL_WAIT: Duration = Duration::from_millis(100);
+
+/// Queue halves no core polls.
+#[derive(Default)]
+pub(super) struct Parked {
+    pub rx: BTreeMap<PortName, Box<dyn RxQueue>>,
+    pub tx: BTreeMap<PortName, Box<dyn TxQueue>>,
+}
+
+impl Parked {
+    fn has(&self, (direction, port): PortEnd) -> bool {
+        match direction {
+            Direction::Rx => self.rx.contains_key(&port),
+            Direction::Tx => self.tx.contains_key(&port),
+        }
+    }
+}
+
+/// Which port is in which slot of a worker.
+#[derive(Default, Clone)]
+struct Slots {
+    rx: Vec<Option<PortName>>,
+    tx: Vec<Option<PortName>>,
+}
+
+impl Slots {
+    fn of(&mut self, direction: Direction) -> &mut Vec<Option<PortName>> {
+        match direction {
+            Direction::Rx => &mut self.rx,
+            Direction::Tx => &mut self.tx,
+        }
+    }
+
+    fn find(&mut self, (direction, port): PortEnd) -> u16 {
+        let slot = self.of(direction).iter().position(|held| *held == Some(port));
+        slot.expect("a step takes, and a plan names, only ends that are on the core") as u16
+    }
+
+    fn leave(&mut self, end: PortEnd) -> u16 {
+        let slot = self.find(end);
+        self.of(end.0)[usize::from(slot)] = None;
+        slot
+    }
+
+    /// The lowest free slot.
+    fn enter(&mut self, (direction, port): PortEnd) -> u16 {
+        let slots = self.of(direction);
+        let slot = slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            slots.push(None);
+            slots.len() - 1
+        });
+        slots[slot] = Some(port);
+        u16::try_from(slot).expect("a core has fewer than 65,536 ports of one direction")
+    }
+}
+
+struct Core {
+    worker: Worker,
+    slots: Slots,
+    /// For each change not acknowledged yet, the slots as they were before it.
+    open: BTreeMap<u64, Slots>,
+}
+
+/// Workers, their slots, and the halves in none of them.
+pub(super) struct Switchboard {
+    pool: Pool,
+    fold: bool,
+    deadline: Duration,
+    cores: BTreeMap<usize, Core>,
+    pub parked: Parked,
+    running: Wiring,
+    generation: u64,
+    edge_stats: BTreeMap<(ComponentId, PortEnd), SharedStats>,
+    component_stats: BTreeMap<ComponentId, Arc<ComponentStats>>,
+    /// Ports whose halves ended with their worker.
+    lost: BTreeSet<PortName>,
+}
+
+impl Switchboard {
+    pub fn new(pool: &Pool, fold: bool, deadline: Duration) -> Switchboard {
+        Switchboard {
+            pool: pool.clone(),
+            fold,
+            deadline,
+            cores: BTreeMap::new(),
+            parked: Parked::default(),
+            running: Wiring::default(),
+            generation: 0,
+            edge_stats: BTreeMap::new(),
+            component_stats: BTreeMap::new(),
+            lost: BTreeSet::new(),
+        }
+    }
+
+    /// Makes the cores run `wanted`. Threads that are needed are started before anything changes, and
+    /// threads with nothing left to do are ended.
+    pub fn settle(&mut self, wanted: &Wiring) -> Result<(), NodeError> {
+        for &core in wanted.cores.keys() {
+            self.ensure_core(core)?;
+        }
+        for step in steps(&self.running, wanted) {
+            self.take(step)?;
+        }
+        let idle: Vec<usize> =
+            self.cores.keys().copied().filter(|&core| wanted.on(core).is_empty()).collect();
+        idle.into_iter().for_each(|core| self.retire(core));
+        Ok(())
+    }
+
+    fn ensure_core(&mut self, core: usize) -> Result<(), NodeError> {
+        if !self.cores.contains_key(&core) {
+            let config = WorkerConfig { core, fold: self.fold, name: format!("spp-core-{core}") };
+            let worker = Worker::spawn(config, &self.pool)?;
+            self.cores.insert(core, Core { worker, slots: Slots::default(), open: BTreeMap::new() });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), NodeError> {
+        if let Some((_, port)) = step.give.iter().find(|&&end| !self.parked.has(end)) {
+            return Err(NodeError::Held(*port));
+        }
+        let builders = step.components.iter().map(table).collect::<Result<Vec<_>, _>>()?;
+        self.generation += 1;
+        let generation = self.generation;
+        let core = self.cores.get_mut(&step.core).expect("settle starts the cores it needs");
+        let before = core.slots.clone();
+        let mut change = Change::default();
+        for &end in &step.take {
+            let slot = core.slots.leave(end);
+            match end.0 {
+                Direction::Rx => change.rx_out.push(RxSlot(slot)),
+                Direction::Tx => change.tx_out.push(TxSlot(slot)),
+            }
+        }
+        for &end in &step.give {
+            let slot = core.slots.enter(end);
+            match end.0 {
+                Direction::Rx => {
+                    change.rx_in.extend(self.parked.rx.remove(&end.1).map(|half| (RxSlot(slot), half)))
+                }
+                Direction::Tx => {
+                    change.tx_in.extend(self.parked.tx.remove(&end.1).map(|half| (TxSlot(slot), half)))
+                }
+            }
+        }
+        let mut slots = core.slots.clone();
+        core.open.insert(generation, before);
+        let components = step.components.iter().zip(builders);
+        let components =
+            components.map(|(running, table)| self.component_plan(running, table, &mut slots)).collect();
+        change.plan = CorePlan { generation, components };
+        self.running.apply(&step);
+        self.send(step.core, change)
+    }
+
+    fn send(&mut self, number: usize, change: Change) -> Result<(), NodeError> {
+        let core = self.cores.get_mut(&number).expect("the caller has just used it");
+        let result = core.worker.change(change, self.deadline);
+        let mut came_back = core.worker.late();
+        let error = match result {
+            Ok(done) => {
+                came_back.push(done);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        for done in came_back {
+            bank(&mut self.parked, core, done);
+        }
+        if let Some(WorkerError::Gone { .. }) = error {
+            self.bury(number);
+        }
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// A worker thread has ended, which is a bug of ours: its halves are gone with it.
+    fn bury(&mut self, number: usize) {
+        if let Some(core) = self.cores.remove(&number) {
+            let Slots { rx, tx } = core.slots;
+            let ports: BTreeSet<PortName> = rx.into_iter().chain(tx).flatten().collect();
+            tracing::error!(core = number, ?ports, "worker thread has ended: its ports are out of service");
+            self.lost.extend(ports);
+        }
+        self.running.cores.remove(&number);
+    }
+
+    fn retire(&mut self, number: usize) {
+        let Some(mut core) = self.cores.remove(&number) else { return };
+        for done in core.worker.late() {
+            bank(&mut self.parked, &mut core, done);
+        }
+        let Core { worker, slots, .. } = core;
+        match worker.stop(self.deadline) {
+            Ok(done) => park_all(&mut self.parked, slots, done),
+            Err(error) => tracing::error!(%error, "worker thread did not stop"),
+        }
+    }
+
+    fn component_plan(&mut self, running: &Running, table: TableBuilder, slots: &mut Slots) -> ComponentPlan {
+        let rx = |board: &mut Self, slots: &mut Slots| -> Vec<RxEdge> {
+            let edge = |rx: &crate::compile::Input| {
+                let end = (Direction::Rx, rx.port);
+                let (slot, stats) = (RxSlot(slots.find(end)), board.edge(running.id, end));
+                RxEdge { slot, vlan: rx.vlan, closed: rx.closed, stats }
+            };
+            running.rx.iter().map(edge).collect()
+        };
+        let mut rx = rx(self, slots);
+        let tx = running.tx.iter().map(|tx| {
+            let end = (Direction::Tx, tx.port);
+            let (slot, stats) = (TxSlot(slots.find(end)), self.edge(running.id, end));
+            TxEdge { slot, vlan: tx.vlan, full: when_full(running.kind, tx.port), stats }
+        });
+        let mut tx: Vec<TxEdge> = tx.collect();
+        const COMPLETE: &str = "only complete components are compiled";
+        let work = match running.kind {
+            ComponentKind::Forward => {
+                Work::Forward { rx: rx.pop().expect(COMPLETE), tx: tx.pop().expect(COMPLETE) }
+            }
+            ComponentKind::Merge => Work::Merge { rx, tx: tx.pop().expect(COMPLETE) },
+            ComponentKind::Classifier => {
+                Work::Classify { rx: rx.pop().expect(COMPLETE), tx, table: table.build() }
+            }
+        };
+        ComponentPlan { name: running.name.clone(), work, stats: self.component(running.id) }
+    }
+
+    /// The counters of a component.
+    pub fn component(&mut self, id: ComponentId) -> Arc<ComponentStats> {
+        self.component_stats.entry(id).or_insert_with(ComponentStats::shared).clone()
+    }
+
+    /// The counters of one port of a component.
+    pub fn edge(&mut self, id: ComponentId, end: PortEnd) -> SharedStats {
+        self.edge_stats.entry((id, end)).or_insert_with(QueueStats::shared).clone()
+    }
+
+    /// Drops the counters of components that are no more.
+    pub fn forget_all_but(&mut self, topology: &Topology) {
+        let live: BTreeSet<ComponentId> = topology.components().map(|component| component.id).collect();
+        self.component_stats.retain(|id, _| live.contains(id));
+        self.edge_stats.retain(|(id, _), _| live.contains(id));
+    }
+
+    /// True when the component is on its core.
+    pub fn runs(&self, core: usize, id: ComponentId) -> bool {
+        self.running.on(core).iter().any(|running| running.id == id)
+    }
+
+    /// Where a core's cycles went, for all cores.
+    pub fn busy(&self) -> impl Iterator<Item = (usize, Cycles)> + '_ {
+        self.cores.iter().map(|(&number, core)| (number, core.worker.busy()))
+    }
+
+    /// Ports whose halves are gone.
+    pub fn lost(&self) -> impl Iterator<Item = PortName> + '_ {
+        self.lost.iter().copied()
+    }
+
+    /// Serves the control side of parked halves and takes in late acknowledgements.
+    pub fn tick(&mut self) {
+        self.parked.rx.values_mut().for_each(|half| half.poll_control());
+        self.parked.tx.values_mut().for_each(|half| half.poll_control());
+        for core in self.cores.values_mut().filter(|core| !core.open.is_empty()) {
+            for done in core.worker.late() {
+                bank(&mut self.parked, core, done);
+            }
+        }
+    }
+
+    /// Gives a core the plan it has once more: components that failed get another try.
+    pub fn replay(&mut self, core: usize) -> Result<(), NodeError> {
+        let components = self.running.on(core).to_vec();
+        self.take(Step { core, components, take: Vec::new(), give: Vec::new() })
+    }
+
+    /// Ends all workers and returns all halves.
+    pub fn stop(&mut self) -> Parked {
+        let numbers: Vec<usize> = self.cores.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.retire(number));
+        self.running = Wiring::default();
+        std::mem::take(&mut self.parked)
+    }
+}
+
+fn table(running: &Running) -> Result<TableBuilder, NodeError> {
+    let mut table = TableBuilder::new();
+    for (vid, dst, index) in running.indexed_entries() {
+        table.add(vid, dst, index)?;
+    }
+    Ok(table)
+}
+
+/// Puts what an acknowledgement brought back where it belongs.
+fn bank(parked: &mut Parked, core: &mut Core, done: Done) {
+    let slots = core.open.remove(&done.generation).expect("each change is acknowledged once");
+    park_all(parked, slots, done);
+}
+
+fn park_all(parked: &mut Parked, slots: Slots, done: Done) {
+    const KNOWN: &str = "a half comes back from a slot it was put into";
+    let port = |slots: &[Option<PortName>], slot: u16| slots[usize::from(slot)].expect(KNOWN);
+    parked.rx.extend(done.rx_out.into_iter().map(|(slot, half)| (port(&slots.rx, slot.0), half)));
+    parked.tx.extend(done.tx_out.into_iter().map(|(slot, half)| (port(&slots.tx, slot.0), half)));
+}
+
+/// Classifiers never let one output hold up the others; forwarders and mergers wait a while.
+fn when_full(kind: ComponentKind, port: PortName) -> WhenFull {
+    let reason = match port {
+        PortName::Ring(_) => DropReason::RingFull,
+        PortName::Vhost(_) => DropReason::GuestRingFull,
+        PortName::Phy(_) => DropReason::TxTimeout,
+    };
+    match kind {
+        ComponentKind::Classifier => WhenFull::Drop(reason),
+        ComponentKind::Forward | ComponentKind::Merge => {
+            WhenFull::Wait { limit_ticks: tsc::ticks(FULL_WAIT), then: reason }
+        }
+    }
+}

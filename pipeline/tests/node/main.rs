@@ -1,0 +1,9 @@
+//! The whole node on software devices and built-in guests: every socket, ring and thread is real,
+//! only the NIC is a vhost-user wire.
+
+mod cycles;
+mod faults;
+mod handle;
+mod support;
+mod traffic;
+mod wiring;
