@@ -80,4 +80,13 @@ mod tests {
             assert!(error.to_string().contains("0000:00:04.0"), "{bad}: {error}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn every_text_is_refused_or_survives_printing(text in "[0-9a-fA-F:.+ ]{0,16}|.{0,16}") {
+            if let Ok(address) = text.parse::<PciAddress>() {
+                proptest::prop_assert_eq!(address.to_string().parse(), Ok(address));
+            }
+        }
+    }
 }

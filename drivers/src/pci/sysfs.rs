@@ -347,4 +347,12 @@ mod tests {
         );
         assert_eq!(default_routes_v6(&v6), BTreeSet::from(["eth0".to_owned()]));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_route_table_is_read_without_harm(table in "([0-9a-f]{0,32}[ \\t\\n]){0,40}|.{0,200}") {
+            default_routes_v4(&table);
+            default_routes_v6(&table);
+        }
+    }
 }

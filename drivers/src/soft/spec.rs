@@ -99,4 +99,13 @@ mod tests {
             assert!(text.starts_with(&spec) && text.contains(form), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_generator_specification_is_taken_or_refused_in_words(rest in "(len|dst|src|vlan|x)=[0-9a-f:]{0,18}(,(len|dst|src|vlan|x)=[0-9a-f:]{0,18}){0,4}|.{0,60}") {
+            if let Err(error) = super::super::open(&format!("gen:{rest}")).expect("gen is ours") {
+                proptest::prop_assert!(error.to_string().contains("write it as gen:"));
+            }
+        }
+    }
 }

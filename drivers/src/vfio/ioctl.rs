@@ -128,4 +128,14 @@ mod tests {
     fn request_numbers_are_those_of_the_kernel_header() {
         assert_eq!((DEVICE_GET_INFO, DEVICE_RESET, IOMMU_GET_INFO), (0x3b6b, 0x3b6f, 0x3b70));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_change_of_the_answer_is_read_without_harm(at in 0usize..88, byte: u8, end in 0usize..=88) {
+            let mut bytes = info(40, 2);
+            bytes[at] = byte;
+            let ranges = parse_iova_ranges(&bytes[..end]).unwrap_or_default();
+            proptest::prop_assert!(ranges.len() <= 4);
+        }
+    }
 }
