@@ -69,19 +69,19 @@ impl Ring {
     /// Starts, restarts, enables or disables the ring so that the half does what the set-up says.
     fn settle(&mut self, features: Option<u64>, map: &Arc<GuestMap>) -> Result<(), NoAnswer> {
         let wanted = self.setup.plan(features);
+        let enabled = features.is_some_and(|features| self.setup.is_enabled(features));
         if self.running != wanted {
             self.take_back()?;
             // Taking back may have moved the base.
             let Some(plan) = self.setup.plan(features) else { return Ok(()) };
             let Some(memory) = RingMemory::new(map.clone(), plan.addr, plan.size) else { return Ok(()) };
             let ring = SplitRing::new(memory, plan.features, self.call.clone(), plan.base);
-            self.handover.call(Command::Start(Box::new(ring)))?;
-            self.running = Some(plan);
+            (self.running, self.enabled) = (Some(plan), enabled);
+            self.handover.call(Command::Start(Box::new(ring), enabled))?;
         }
-        let enabled = features.is_some_and(|features| self.setup.is_enabled(features));
         if self.running.is_some() && enabled != self.enabled {
-            self.handover.call(Command::Enable(enabled))?;
             self.enabled = enabled;
+            self.handover.call(Command::Enable(enabled))?;
         }
         Ok(())
     }

@@ -23,8 +23,9 @@ pub const DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the control thread asks of a half.
 pub enum Command {
-    /// Poll this ring from now on.
-    Start(Box<SplitRing>),
+    /// Poll this ring from now on. With its enable flag: a disabled ring is drained, so a ring that is
+    /// enabled must never be seen without it.
+    Start(Box<SplitRing>, bool),
     /// The ring's memory is mapped elsewhere now; the old mapping comes back.
     Remap(Box<RingMemory>),
     /// Use this eventfd from now on; the old one comes back.
@@ -166,7 +167,8 @@ impl Mailbox {
 
     fn execute(&mut self, command: Command) -> Reply {
         let reply = match (command, self.ring.as_mut()) {
-            (Command::Start(ring), _) => {
+            (Command::Start(ring, enabled), _) => {
+                self.enabled = enabled;
                 self.state.fault.store(0, Ordering::Release);
                 Reply::Ring(self.ring.replace(ring))
             }

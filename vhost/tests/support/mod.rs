@@ -184,8 +184,7 @@ impl<H: Half + Send> Bench<H> {
     pub fn start(&mut self, features: RingFeatures) {
         let memory = RingMemory::new(self.memory.map(), self.ring_addr(), self.size).unwrap();
         let ring = SplitRing::new(memory, features, None, self.used);
-        self.command(Command::Start(Box::new(ring)));
-        self.command(Command::Enable(true));
+        self.command(Command::Start(Box::new(ring), true));
     }
 
     pub fn fault(&self) -> Option<RingFault> {
