@@ -200,7 +200,7 @@ mod tests {
             }
             for i in 0..k {
                 step(k - 1, order, all);
-                order.swap(if k % 2 == 0 { i } else { 0 }, k - 1);
+                order.swap(if k & 1 == 0 { i } else { 0 }, k - 1);
             }
         }
         let mut all = Vec::new();

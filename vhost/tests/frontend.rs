@@ -249,8 +249,8 @@ fn disabled_transmit_ring_is_drained_and_dropped_by_name() {
 #[test]
 fn frames_of_an_earlier_connection_are_never_delivered_to_a_new_one() {
     let (_dir, path) = socket();
-    let port = Echo::open(&path, Role::Client);
-    let mut guest = attach(&path, Role::Server, |_| {});
+    let port = Echo::open(&path, Role::Server);
+    let mut guest = attach(&path, Role::Client, |_| {});
     for generation in 0..20u8 {
         let (mut frame, mut seen) = (Vec::new(), 0);
         let deadline = Instant::now() + DEADLINE;
@@ -274,7 +274,7 @@ fn frames_of_an_earlier_connection_are_never_delivered_to_a_new_one() {
         }
         guest = {
             drop(guest);
-            attach(&path, Role::Server, |_| {})
+            attach(&path, Role::Client, |_| {})
         };
     }
     drop(guest);

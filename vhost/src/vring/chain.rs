@@ -50,7 +50,7 @@ pub struct Chain<'m> {
 impl<'m> Chain<'m> {
     /// No buffers.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Chain { slices: arrayvec::ArrayVec::new(), bytes: 0 }
     }
 
@@ -136,7 +136,7 @@ impl<'r> Table<'r> {
     /// descriptors, no longer than the ring (virtio 1.2, 2.7.5.3.1).
     fn indirect(&self, ring: &RingMemory, descriptor: &Descriptor) -> Result<Table<'r>, ChainError> {
         let n = descriptor.len / DESCRIPTOR_BYTES;
-        let whole = n > 0 && descriptor.len % DESCRIPTOR_BYTES == 0 && n <= u32::from(ring.size());
+        let whole = n > 0 && descriptor.len & (DESCRIPTOR_BYTES - 1) == 0 && n <= u32::from(ring.size());
         match self {
             Table::Ring(_) if whole && descriptor.flags & F_NEXT == 0 => {
                 Ok(Table::Indirect { gpa: descriptor.addr, n: n as u16 })

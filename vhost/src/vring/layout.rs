@@ -82,7 +82,7 @@ impl RingMemory {
         let n = u32::from(size);
         let part = |va: FrontendVa, align: u64, len: u32| {
             let host = map.translate_va(va, len)?;
-            let aligned = va.0 % align == 0 && host.as_ptr() as u64 % align == 0;
+            let aligned = (va.0 | host.as_ptr() as u64) & (align - 1) == 0;
             aligned.then_some(host)
         };
         // Available and used rings end with an event index (virtio 1.2, 2.7.6, 2.7.8).
