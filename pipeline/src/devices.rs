@@ -3,7 +3,7 @@
 use spp_drivers::dma::DmaSpace;
 use spp_drivers::pci::{PciAddress, PciFunction};
 use spp_drivers::port::{Device, PortError};
-use spp_drivers::{soft, vfio};
+use spp_drivers::{soft, vfio, virtio};
 use spp_vhost::Wire;
 
 use crate::config::{DeviceAddr, DeviceKind};
@@ -25,6 +25,9 @@ fn open_pci(address: &PciAddress, space: &DmaSpace) -> Result<Box<dyn Device>, P
     let mut ids = [0; 4];
     function.config_read(0, &mut ids)?;
     let (vendor, device) = (u16::from_le_bytes([ids[0], ids[1]]), u16::from_le_bytes([ids[2], ids[3]]));
+    if virtio::net::matches(vendor, device) {
+        return Ok(Box::new(virtio::net::open(function, space)?));
+    }
     Err(PortError::new(
         address.to_string(),
         format!("no driver for PCI device {vendor:04x}:{device:04x}"),

@@ -33,7 +33,7 @@ pub use build::{OpenDevice, pool_buffers};
 pub use handle::{NodeGone, NodeHandle};
 use nic::Nic;
 use report::BusySamples;
-use supervise::FailedComponent;
+use supervise::Retries;
 use switchboard::Switchboard;
 
 /// How a node is built, beyond its configuration.
@@ -127,7 +127,7 @@ pub struct Node {
     /// The cores may not run what the topology asks for: the next tick tries again.
     unsettled: Option<String>,
     health_due: Instant,
-    failed: Vec<FailedComponent>,
+    retries: Retries,
 }
 
 impl Node {

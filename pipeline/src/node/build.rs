@@ -1,5 +1,6 @@
 //! Builds a node: memory, NICs, vhost ports, rings, then the first wiring.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -84,7 +85,7 @@ pub(super) fn build(
         busy: BusySamples::default(),
         unsettled: None,
         health_due: now,
-        failed: Vec::new(),
+        retries: BTreeMap::new(),
     };
     node.make_rings();
     node.open_vhosts()?;

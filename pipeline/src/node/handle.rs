@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::build::pin_to_masters;
-use super::supervise::TICK;
 use super::{Node, NodeError, NodeOptions};
 use crate::config::NodeConfig;
 
@@ -121,16 +120,20 @@ fn control(mut node: Node, inbox: &Receiver<Order>) {
     if !node.options.fold_cores {
         pin_to_masters(&node.config);
     }
-    let mut due = Instant::now() + TICK;
+    let mut due = Instant::now();
     loop {
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
-            Ok(Order::Call(work)) => work(&mut node),
+            Ok(Order::Call(work)) => {
+                work(&mut node);
+                // The call may have parked halves.
+                due = due.min(Instant::now() + node.tick_interval());
+            }
             Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
         if Instant::now() >= due {
             node.tick();
-            due = Instant::now() + TICK;
+            due = Instant::now() + node.tick_interval();
         }
     }
 }

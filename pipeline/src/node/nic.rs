@@ -51,6 +51,11 @@ impl Nic {
         matches!(self.state, State::Running { .. })
     }
 
+    /// True from start to stop: somebody has its queues.
+    pub fn has_queues(&self) -> bool {
+        self.stats.is_some()
+    }
+
     /// Starts the device, promiscuous as SPP has its NICs, and parks its queues.
     pub fn start(&mut self, pool: &Pool, parked: &mut Parked) -> Result<(), PortError> {
         if let Err(error) = self.device.set_promiscuous(true) {
@@ -78,22 +83,20 @@ impl Nic {
         self.device.stop(queues);
     }
 
-    /// Asks a running device for its link and health. A fault is returned once, and the device counts
-    /// as down from then on.
-    pub fn check(&mut self) -> Option<String> {
-        let State::Running { since } = self.state else { return None };
+    /// Asks a running device for its link and health. After a fault it counts as down.
+    pub fn check(&mut self) {
+        let State::Running { since } = self.state else { return };
         self.watch_link();
         let (reason, gone) = match self.device.health() {
-            Health::Ok => return None,
+            Health::Ok => return,
             Health::NeedsRestart(reason) => (reason, false),
             Health::Gone(reason) => (reason, true),
         };
         tracing::error!(nic = %self.owner, reason, gone, "device fault");
         self.state = match gone {
-            true => State::Gone { reason: reason.clone() },
-            false => State::Down { reason: reason.clone(), retry_at: self.next_try(since) },
+            true => State::Gone { reason },
+            false => State::Down { retry_at: self.next_try(since), reason },
         };
-        Some(reason)
     }
 
     /// At once after a good run, later and later otherwise.
@@ -120,8 +123,8 @@ impl Nic {
         matches!(self.state, State::Down { retry_at, .. } if retry_at <= Instant::now())
     }
 
-    /// Starts a stopped device again. On failure it is tried again later.
-    pub fn restart(&mut self, pool: &Pool, parked: &mut Parked) {
+    /// Starts a stopped device again; true when it runs. On failure it is tried again later.
+    pub fn restart(&mut self, pool: &Pool, parked: &mut Parked) -> bool {
         match self.start(pool, parked) {
             Ok(()) => {
                 self.restarts += 1;
@@ -133,6 +136,7 @@ impl Nic {
                 self.state = State::Down { reason: error.to_string(), retry_at };
             }
         }
+        self.is_running()
     }
 
     /// Received and sent, over all restarts.

@@ -1,5 +1,6 @@
 //! What the control thread does between calls: serves parked halves, watches devices, restarts what failed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use spp_drivers::port::HEALTH_INTERVAL;
@@ -7,20 +8,27 @@ use spp_drivers::port::HEALTH_INTERVAL;
 use super::Node;
 use crate::topology::ComponentId;
 
-/// Longest time between two ticks: parked vhost halves answer their port's control thread in a tick.
-pub(super) const TICK: Duration = Duration::from_millis(5);
+/// Time between two ticks while a port's control thread may wait for halves that are parked here.
+const SHORT_TICK: Duration = Duration::from_millis(5);
 
-/// Pause before a component that panicked gets another try.
-const COMPONENT_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before a component that panicked gets another try: doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
-/// A component that panicked.
-pub(super) struct FailedComponent {
-    pub id: ComponentId,
-    pub core: usize,
-    pub retry_at: Instant,
+/// When a component that panicked gets its next try.
+pub(super) struct Retry {
+    at: Instant,
+    pause: Duration,
 }
 
+pub(super) type Retries = BTreeMap<ComponentId, Retry>;
+
 impl Node {
+    /// When the next tick is due.
+    pub(super) fn tick_interval(&self) -> Duration {
+        if self.board.is_waited_for() { SHORT_TICK } else { HEALTH_INTERVAL }
+    }
+
     /// To be called every few milliseconds on the control thread.
     pub fn tick(&mut self) {
         self.board.tick();
@@ -37,46 +45,53 @@ impl Node {
         self.sample_busy(now);
     }
 
+    /// A device at fault is stopped once its queues are off their cores, and started again.
     fn watch_devices(&mut self) {
         for index in 0..self.nics.len() {
-            if self.nics[index].check().is_some() {
+            self.nics[index].check();
+            let port = self.nics[index].port;
+            if self.nics[index].is_running() {
+                continue;
+            }
+            if self.nics[index].has_queues() {
                 // Its queues leave their cores; all else goes on.
                 self.settle_or_note();
+                if !self.board.gives_back(port) {
+                    continue; // a core that does not answer still has one: never two sets of queues
+                }
                 self.nics[index].stop(&mut self.board.parked);
             }
-            if self.nics[index].wants_restart() {
-                self.nics[index].restart(&self.pool, &mut self.board.parked);
+            if self.nics[index].wants_restart()
+                && self.nics[index].restart(&self.pool, &mut self.board.parked)
+            {
+                self.board.found(port);
                 self.settle_or_note();
             }
         }
     }
 
-    /// Gives components that panicked another try, a second later each time.
+    /// Gives components that panicked another try.
     fn watch_components(&mut self, now: Instant) {
-        for (id, name, core) in self.failed_components() {
-            let known = self.failed.iter().any(|failed| failed.id == id);
-            if !known {
-                tracing::error!(
-                    component = name,
-                    core,
-                    "component failed and is skipped; trying again in a second"
-                );
-                self.failed.push(FailedComponent { id, core, retry_at: now + COMPONENT_PAUSE });
+        let components = self.topology.components();
+        let failed = components.filter(|component| self.board.component(component.id).failed());
+        let failed: Vec<_> =
+            failed.map(|component| (component.id, component.name.clone(), component.core)).collect();
+        let still = |id: &ComponentId| failed.iter().any(|(failed, ..)| failed == id);
+        self.retries.retain(|id, retry| still(id) || now < retry.at + retry.pause);
+        for (id, name, core) in failed {
+            let retry = self.retries.entry(id).or_insert_with(|| {
+                tracing::error!(component = name, core, "component failed and is skipped for now");
+                Retry { at: now + FIRST_PAUSE, pause: FIRST_PAUSE }
+            });
+            if now < retry.at {
+                continue;
             }
-        }
-        let due: Vec<usize> =
-            self.failed.iter().filter(|failed| failed.retry_at <= now).map(|f| f.core).collect();
-        self.failed.retain(|failed| failed.retry_at > now);
-        for core in due {
+            retry.pause = (retry.pause * 2).min(LONGEST_PAUSE);
+            retry.at = now + retry.pause;
+            tracing::warn!(component = name, core, "failed component gets another try");
             if let Err(error) = self.board.replay(core) {
                 tracing::error!(%error, core, "failed component can't be started again");
             }
         }
-    }
-
-    fn failed_components(&mut self) -> Vec<(ComponentId, String, usize)> {
-        let components = self.topology.components();
-        let failed = components.filter(|component| self.board.component(component.id).failed());
-        failed.map(|component| (component.id, component.name.clone(), component.core)).collect()
     }
 }

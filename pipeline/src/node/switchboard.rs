@@ -124,10 +124,17 @@ impl Switchboard {
         for step in steps(&self.running, wanted) {
             self.take(step)?;
         }
-        let idle: Vec<usize> =
-            self.cores.keys().copied().filter(|&core| wanted.on(core).is_empty()).collect();
-        idle.into_iter().for_each(|core| self.retire(core));
+        self.retire_idle();
         Ok(())
+    }
+
+    /// Ends threads with nothing left to do. One that still owes an acknowledgement is left for later.
+    fn retire_idle(&mut self) {
+        let idle = |(&number, core): (&usize, &Core)| {
+            (core.open.is_empty() && self.running.on(number).is_empty()).then_some(number)
+        };
+        let idle: Vec<usize> = self.cores.iter().filter_map(idle).collect();
+        idle.into_iter().for_each(|number| self.retire(number));
     }
 
     fn ensure_core(&mut self, core: usize) -> Result<(), NodeError> {
@@ -213,10 +220,14 @@ impl Switchboard {
         for done in core.worker.late() {
             bank(&mut self.parked, &mut core, done);
         }
-        let Core { worker, slots, .. } = core;
+        let Core { worker, slots, open } = core;
         match worker.stop(self.deadline) {
             Ok(done) => park_all(&mut self.parked, slots, done),
-            Err(error) => tracing::error!(%error, "worker thread did not stop"),
+            Err(error) => {
+                tracing::error!(%error, "worker thread did not stop");
+                let unanswered = open.into_values().chain([slots]);
+                self.lost.extend(unanswered.flat_map(|slots| slots.rx.into_iter().chain(slots.tx)).flatten());
+            }
         }
     }
 
@@ -281,14 +292,38 @@ impl Switchboard {
         self.lost.iter().copied()
     }
 
+    /// True when both ends of a port are parked, or never come back.
+    pub fn gives_back(&self, port: PortName) -> bool {
+        let both =
+            [Direction::Rx, Direction::Tx].into_iter().all(|direction| self.parked.has((direction, port)));
+        both || self.lost.contains(&port)
+    }
+
+    /// A port has new halves in the place of lost ones.
+    pub fn found(&mut self, port: PortName) {
+        self.lost.remove(&port);
+    }
+
+    /// True when somebody waits for the next tick: the control side of a parked port, or a late acknowledgement.
+    pub fn is_waited_for(&self) -> bool {
+        let served = |port: &PortName| !matches!(port, PortName::Ring(_));
+        self.parked.rx.keys().chain(self.parked.tx.keys()).any(served)
+            || self.cores.values().any(|core| !core.open.is_empty())
+    }
+
     /// Serves the control side of parked halves and takes in late acknowledgements.
     pub fn tick(&mut self) {
         self.parked.rx.values_mut().for_each(|half| half.poll_control());
         self.parked.tx.values_mut().for_each(|half| half.poll_control());
+        let mut any_late = false;
         for core in self.cores.values_mut().filter(|core| !core.open.is_empty()) {
             for done in core.worker.late() {
                 bank(&mut self.parked, core, done);
+                any_late = true;
             }
+        }
+        if any_late {
+            self.retire_idle();
         }
     }
 

@@ -1,10 +1,13 @@
 //! NICs that fail, at start and later.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache};
-use spp_drivers::port::{Device, DeviceInfo, Health, Link, PortError, Queues, RxQueue, TxQueue};
+use spp_drivers::port::{
+    Device, DeviceInfo, HEALTH_INTERVAL, Health, Link, PortError, Queues, RxQueue, TxQueue,
+};
 use spp_drivers::stats::{QueueStats, SharedStats};
 use spp_drivers::{Burst, MacAddr};
 use spp_pipeline::config::{DeviceAddr, NodeConfig};
@@ -22,6 +25,12 @@ struct Knobs {
     /// Queue halves given out and not taken back.
     halves_out: AtomicU32,
     sent: AtomicU64,
+    /// Its receiving half blocks the core that polls it.
+    stuck: AtomicBool,
+    /// A core is blocked by it now.
+    holds: AtomicBool,
+    /// Its receiving half panics, once.
+    panics: AtomicBool,
 }
 
 impl Knobs {
@@ -44,6 +53,11 @@ impl Half {
 
 impl RxQueue for Half {
     fn rx_burst(&mut self, _pool: &mut PoolCache, _out: &mut Burst) -> usize {
+        while self.0.stuck.load(Ordering::Relaxed) {
+            self.0.holds.store(true, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!self.0.panics.swap(false, Ordering::Relaxed), "on purpose");
         0
     }
     fn stats(&self) -> SharedStats {
@@ -99,7 +113,7 @@ impl Device for Breakable {
 
 /// A node whose first NIC is breakable and whose second is a wire.
 fn node(site: &Site, knobs: &Arc<Knobs>) -> Result<Node, NodeError> {
-    let mappings = format!("null:#a#1#0x3e,{}", site.wire_mapping("wire1", "b#1#0x7c1"));
+    let mappings = format!("null:#a#1#0x3e,{}", site.wire_mapping("wire1", "b#1#0x3c1"));
     let config = NodeConfig::from_mappings(&mappings).unwrap();
     let knobs = knobs.clone();
     let mut open = move |address: &DeviceAddr, space: &DmaSpace| -> Result<Box<dyn Device>, PortError> {
@@ -108,7 +122,8 @@ fn node(site: &Site, knobs: &Arc<Knobs>) -> Result<Node, NodeError> {
             _ => spp_pipeline::devices::open(address, space),
         }
     };
-    Node::start_with(config, site.options(), &mut open)
+    let options = NodeOptions { change_deadline: Duration::from_millis(300), ..site.options() };
+    Node::start_with(config, options, &mut open)
 }
 
 #[test]
@@ -163,6 +178,63 @@ fn vanished_nic_is_reported_and_the_other_vf_goes_on() {
 }
 
 #[test]
+fn core_that_does_not_answer_fails_the_edit_and_the_node_recovers_with_it() {
+    let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
+    let mut node = node(&site, &knobs).unwrap();
+    // Something for the classifier to poll for.
+    node.plug(&plug(0, Some(1))).unwrap();
+    let before = node.topology().clone();
+    knobs.stuck.store(true, Ordering::Relaxed);
+    eventually(&mut node, "a core is blocked", |_| knobs.holds.load(Ordering::Relaxed));
+    let error = node.plug(&plug(0, Some(2))).unwrap_err();
+    assert!(matches!(error, NodeError::Worker(_)), "{error}");
+    assert_eq!(*node.topology(), before);
+    assert!(node.status().warnings.iter().any(|warning| warning.contains("no acknowledgement")));
+    knobs.stuck.store(false, Ordering::Relaxed);
+    eventually(&mut node, "the old wiring is back", |node| node.status().warnings.is_empty());
+    node.plug(&plug(0, Some(2))).unwrap();
+    node.component_stop(1, "classifier").unwrap();
+    let pool = node.pool().clone();
+    drop(node);
+    assert_eq!((knobs.halves_out.load(Ordering::Relaxed), pool.counts().out), (0, 0));
+}
+
+#[test]
+fn nic_of_a_core_that_does_not_answer_is_not_restarted_until_its_queue_is_back() {
+    let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
+    let mut node = node(&site, &knobs).unwrap();
+    node.plug(&plug(0, Some(1))).unwrap();
+    knobs.stuck.store(true, Ordering::Relaxed);
+    eventually(&mut node, "a core is blocked", |_| knobs.holds.load(Ordering::Relaxed));
+    knobs.sick(Health::NeedsRestart("queue stuck".into()));
+    std::thread::sleep(HEALTH_INTERVAL);
+    node.tick();
+    std::thread::sleep(HEALTH_INTERVAL);
+    node.tick();
+    // The device itself asserts that it never has two sets of queues.
+    assert_eq!((knobs.starts.load(Ordering::Relaxed), knobs.halves_out.load(Ordering::Relaxed)), (1, 2));
+    knobs.stuck.store(false, Ordering::Relaxed);
+    eventually(&mut node, "it runs again", |node| node.status().vfs[0].nic.state == "running");
+    assert_eq!(knobs.starts.load(Ordering::Relaxed), 2);
+    eventually(&mut node, "the cores follow", |node| node.status().warnings.is_empty());
+}
+
+#[test]
+fn component_that_panics_is_shown_as_failed_and_gets_another_try() {
+    let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
+    let mut node = node(&site, &knobs).unwrap();
+    node.plug(&plug(0, None)).unwrap();
+    node.plug(&plug(1, None)).unwrap();
+    let (mut wire, mut other) = (site.wire("wire1"), site.guest(&mut node, 1));
+    knobs.panics.store(true, Ordering::Relaxed);
+    let state = |node: &mut Node| node.status().vfs[0].components[2].state.clone();
+    eventually(&mut node, "it fails", |node| state(node) == "failed");
+    send(&mut wire, &frame(mac(1), None, 1));
+    assert_eq!(receive_id(&mut other), (None, 1));
+    eventually(&mut node, "it runs again", |node| state(node) == "running");
+}
+
+#[test]
 fn nic_that_does_not_start_fails_the_node_naming_it_and_the_remedy() {
     let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
     knobs.failing_starts.store(1, Ordering::Relaxed);
@@ -175,7 +247,7 @@ fn nic_that_does_not_start_fails_the_node_naming_it_and_the_remedy() {
 #[test]
 fn nic_that_does_not_exist_fails_the_node_naming_it() {
     let site = Site::new();
-    let config = NodeConfig::from_mappings("null:#a#1#0x3e,0000:fe:1f.7#b#1#0x7c1").unwrap();
+    let config = NodeConfig::from_mappings("null:#a#1#0x3e,0000:fe:1f.7#b#1#0x3c1").unwrap();
     let error = Node::start(config, site.options()).err().expect("there is no such NIC").to_string();
     assert!(error.starts_with("NIC 2 (0000:fe:1f.7): ") && !error.contains('\n'), "{error}");
 }
