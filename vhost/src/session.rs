@@ -84,6 +84,7 @@ impl Session {
             let Some(stream) = self.next_peer() else { continue };
             tracing::info!(port = self.name, "vhost-user frontend connected");
             self.board_connected();
+            let since = Instant::now();
             let (device, failure) = serve(stream, self.device, &self.source, &self.stop, &self.name);
             self.device = device;
             let failure = match (self.device.reset(), failure) {
@@ -92,8 +93,9 @@ impl Session {
             };
             let failed = failure.is_some();
             self.board_disconnected(failure);
-            if failed {
-                // A peer that makes us fail again and again must not keep this thread busy.
+            // A peer that fails, or accepts and hangs up, again and again must not keep this thread busy.
+            let hung_up_at_once = matches!(self.source, Source::Connect(_)) && since.elapsed() < RETRY;
+            if failed || hung_up_at_once {
                 self.stop.wait(None, Some(RETRY));
             }
         }
