@@ -127,8 +127,11 @@ impl DeviceAddr {
     /// Parses `00:04.0`, `0000:00:04.0`, `null:`, `gen:...`, `tap:NAME`, `pcap:...` or `vhost-user:PATH`.
     /// The error says what is allowed.
     pub fn parse(text: &str) -> Result<DeviceAddr, String> {
+        if text.contains(|c: char| c.is_control()) {
+            return Err(format!("{:?} has control characters in it", clip(text)));
+        }
         let kind = if let Some(path) = text.strip_prefix("vhost-user:") {
-            if path.is_empty() || path.contains('\0') {
+            if path.is_empty() {
                 return Err(format!("{:?} has no socket path", clip(text)));
             }
             DeviceKind::VhostUser(path.into())

@@ -108,7 +108,8 @@ fn brief(value: &Value) -> String {
 fn parse_vf(index: usize, value: &Value) -> Result<VfConfig, ConfigError> {
     let unnamed = format!("NIC {}", index + 1);
     let address = value.get("pci_address").and_then(Value::as_str);
-    let place = address.map_or(unnamed.clone(), |address| format!("{unnamed} ({})", clip(address)));
+    let place =
+        address.map_or(unnamed.clone(), |address| format!("{unnamed} ({})", clip(address).escape_debug()));
     let fields = Fields::new(&place, "it", value).map(|fields| Fields { prefix: String::new(), ..fields })?;
     let address = DeviceAddr::parse(fields.text("pci_address")?);
     let address = address.map_err(|what| fields.error("pci_address", what))?;
@@ -170,7 +171,7 @@ pub(super) fn mappings(text: &str) -> Result<Vec<VfConfig>, ConfigError> {
             ConfigError::Shape(format!("mapping {:?}: write device#network#vhosts#mask", clip(rest)))
         })?;
         let [device, network, vhosts, mask] = one;
-        let place = format!("NIC {} ({})", vfs.len() + 1, clip(device));
+        let place = format!("NIC {} ({})", vfs.len() + 1, clip(device).escape_debug());
         let err = |field: &str, what: String| ConfigError::Field {
             nic: place.clone(),
             field: field.to_owned(),

@@ -125,6 +125,9 @@ fn errors_name_the_nic_the_field_and_what_is_allowed() {
         ("core_mask", "\"xfe\"", "did you mean \"0xfe\"?"),
         ("core_mask", "\"0x3e\"", "has 5 cores but 2 vhosts need 7"),
         ("pci_address", "\"eth0\"", "NIC 1 (eth0): pci_address: \"eth0\" is not a device"),
+        ("pci_address", r#""a\nb""#, "NIC 1 (a\\nb): pci_address"),
+        ("pci_address", r#""tap:a\nb""#, "control characters"),
+        ("physical_network", r#""a\nb""#, "physical_network"),
         ("pci_address", "4", "NIC 1: pci_address: 4 is not a text"),
         ("physical_network", "\"a/b\"", "physical_network: \"a/b\""),
         ("physical_network", "null", "physical_network: null is not a text"),
@@ -186,4 +189,35 @@ fn spare_cores_are_a_warning() {
     let config = NodeConfig::from_mappings("00:04.0#a#1#0xfe").unwrap();
     assert_eq!(config.warnings().len(), 1);
     assert!(config.warnings()[0].contains("6-7 stay idle"), "{:?}", config.warnings());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_bytes_are_read_or_refused_in_one_line(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        if let Err(error) = NodeConfig::parse(&bytes) {
+            proptest::prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_mapping_or_refused_in_one_line(text in "[ -~]{0,40}#[ -~]{0,10}#[0-9x]{0,5}#[0-9a-fx]{0,40}(,[ -~]{0,20})?") {
+        match NodeConfig::from_mappings(&text) {
+            // What is accepted can be written and read again.
+            Ok(config) => {
+                let json = config.to_json(Form::Dict).unwrap();
+                proptest::prop_assert_eq!(NodeConfig::parse(json.as_bytes()).unwrap().layout(), config.layout());
+            }
+            Err(error) => proptest::prop_assert!(!error.to_string().contains('\n')),
+        }
+    }
+
+    #[test]
+    fn masks_round_trip(cores in proptest::collection::btree_set(0usize..600, 1..40)) {
+        let mask: CoreMask = cores.iter().copied().collect();
+        proptest::prop_assert_eq!(&mask.to_string().parse::<CoreMask>().unwrap(), &mask);
+        proptest::prop_assert_eq!(CoreMask::from_list(&mask.to_list()).unwrap(), mask.clone());
+        proptest::prop_assert!(mask.cores().eq(cores));
+    }
 }

@@ -83,3 +83,19 @@ fn pinned_node_runs_where_its_mask_says() {
     let components = handle.call(|node| node.status().vfs[0].components.clone()).unwrap();
     assert!(components.iter().all(|component| component.core == core && component.state == "running"));
 }
+
+#[test]
+fn node_of_two_nics_and_eight_vhosts_starts_and_stops_clean() {
+    let site = Site::new();
+    let mappings = "null:#a#4#0x7ff,null:#b#4#0x1ff801";
+    let node = Node::start(NodeConfig::from_mappings(mappings).unwrap(), site.options()).unwrap();
+    let bytes = u64::from(node.pool().counts().capacity) * 2304;
+    assert!(bytes < 256 << 20, "{bytes} bytes of packet memory");
+    let handle = NodeHandle::spawn(node);
+    let pool = handle.call(|node| node.pool().clone()).unwrap();
+    handle.call(|node| (0..8).try_for_each(|vhost| node.plug(&plug(vhost, Some(5))))).unwrap().unwrap();
+    let start = std::time::Instant::now();
+    handle.shutdown();
+    println!("stopped in {:?}", start.elapsed());
+    assert_eq!(pool.counts().out, 0);
+}
