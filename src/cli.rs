@@ -1,11 +1,20 @@
 //! The command line: every command, option, default and example, in one place.
 //!
-//! Values with a syntax of their own (PCI address, etcd endpoints) are parsed here, so that a wrong one
+//! Values with a syntax of their own (MAC, VLAN, API address) are parsed here, so that a wrong one
 //! ends the command before anything is touched.
 
-use clap::{Args, Parser, Subcommand};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use spp_agent::{Endpoints, Name};
+use spp_drivers::MacAddr;
 use spp_drivers::pci::PciAddress;
+
+/// Where the node's API is by default.
+pub const DEFAULT_API: &str = "unix:/run/spp/api.sock";
 
 /// The packet plane of a compute node.
 #[derive(Debug, Parser)]
@@ -25,6 +34,14 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the node until SIGTERM or SIGINT
+    Run(Run),
+    /// Show what the running node is doing
+    Status(Status),
+    /// Wire a VM to its network, on a node that runs without etcd
+    Plug(Plug),
+    /// Undo the wiring of a VM, on a node that runs without etcd
+    Unplug(Unplug),
     /// Write, show or remove a host's keys in etcd
     #[command(subcommand)]
     Config(Config),
@@ -33,6 +50,113 @@ pub enum Command {
     /// List NICs, give one to VFIO, give it back
     #[command(subcommand)]
     Nic(Nic),
+    /// Prove that packets flow: a node, a wire and two guests inside this process
+    Demo(Demo),
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  spp run --etcd http://10.0.0.1:2379 --host compute1
+  spp run --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --host compute1 --api tcp:127.0.0.1:7777
+  spp run --config node.json --fold-cores --vhost-dir /run/spp --api unix:/run/spp/api.sock
+
+node.json holds what the etcd key holds:
+  [{\"num_vhost\": 2, \"pci_address\": \"00:04.0\", \"physical_network\": \"phys1\", \"core_mask\": \"0xfe\"}]";
+
+/// `spp run`
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES)]
+pub struct Run {
+    /// etcd members, separated by commas; their configuration and port keys are served
+    #[arg(long, value_name = "URL[,URL...]", required_unless_present = "config", requires = "host")]
+    pub etcd: Option<Endpoints>,
+    /// This host's name in the keys: neutron's and nova's name for it
+    #[arg(long, value_name = "NAME", requires = "etcd", value_parser = Name::new)]
+    pub host: Option<Name>,
+    /// Read the node's configuration from a file instead, without etcd
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["etcd", "host"])]
+    pub config: Option<PathBuf>,
+    /// Directory of the vhost-user sockets `sock<vhost id>`
+    #[arg(long, value_name = "DIR", default_value = "/tmp")]
+    pub vhost_dir: PathBuf,
+    /// Who listens on those sockets: the VM (client), or spp (server)
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = VhostMode::Client)]
+    pub vhost_mode: VhostMode,
+    /// Run any core mask on the CPUs there are: threads are not pinned and yield when idle
+    #[arg(long)]
+    pub fold_cores: bool,
+    /// Where to serve the HTTP API; may be given several times [default: unix:/run/spp/api.sock]
+    #[arg(long, value_name = "unix:PATH|tcp:IP:PORT")]
+    pub api: Vec<ApiAddress>,
+    /// Let `--api tcp:` listen beyond loopback: whoever reaches the port controls the node
+    #[arg(long)]
+    pub api_allow_remote: bool,
+    /// How much to log on stderr
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub log_level: LogLevel,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  spp status
+  spp status --json | jq '.vfs[].vhosts'
+  spp status --api tcp:127.0.0.1:7777";
+
+/// `spp status`
+#[derive(Debug, Args)]
+#[command(after_help = STATUS_EXAMPLES)]
+pub struct Status {
+    /// Print the node's status object
+    #[arg(long)]
+    pub json: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeAddress,
+}
+
+const PLUG_EXAMPLES: &str = "\
+Examples:
+  spp plug --vhost 0 --mac fa:16:3e:00:00:01
+  spp plug --vhost 1 --mac fa:16:3e:00:00:02 --vlan 100";
+
+/// `spp plug`
+#[derive(Debug, Args)]
+#[command(after_help = PLUG_EXAMPLES)]
+pub struct Plug {
+    /// Vhost id, as in the socket's name `sock<N>`
+    #[arg(long, value_name = "N")]
+    pub vhost: u32,
+    /// The VM's MAC address
+    #[arg(long, value_name = "MAC", value_parser = unicast_mac)]
+    pub mac: MacAddr,
+    /// VLAN id of its network; without it the network is flat
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub vlan: Option<u16>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeAddress,
+}
+
+const UNPLUG_EXAMPLES: &str = "\
+Examples:
+  spp unplug --vhost 0";
+
+/// `spp unplug`
+#[derive(Debug, Args)]
+#[command(after_help = UNPLUG_EXAMPLES)]
+pub struct Unplug {
+    /// Vhost id, as in the socket's name `sock<N>`
+    #[arg(long, value_name = "N")]
+    pub vhost: u32,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeAddress,
 }
 
 /// `spp config`
@@ -196,6 +320,102 @@ pub struct NicUnbind {
     pub json: bool,
 }
 
+const DEMO_EXAMPLES: &str = "\
+Examples:
+  spp demo
+  spp demo --seconds 60
+  spp demo --seconds 1 --json
+
+Needs no root, etcd, huge pages, NIC or VM. Exits 0 only if every frame arrived once, in order, at the right place.";
+
+/// `spp demo`
+#[derive(Debug, Args)]
+#[command(after_help = DEMO_EXAMPLES)]
+pub struct Demo {
+    /// How long to pass traffic
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Print only the result object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a command finds the running node.
+#[derive(Debug, Args)]
+pub struct NodeAddress {
+    /// The node's API
+    #[arg(long, value_name = "unix:PATH|tcp:IP:PORT", env = "SPP_API", default_value = DEFAULT_API)]
+    pub api: ApiAddress,
+}
+
+/// Who listens on the vhost-user sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VhostMode {
+    /// The VM listens, spp connects (what OpenStack asks QEMU for)
+    Client,
+    /// spp listens, the VM connects
+    Server,
+}
+
+/// How much to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Failures only
+    Error,
+    /// And what looks wrong
+    Warn,
+    /// And what changes
+    Info,
+    /// And why
+    Debug,
+    /// Everything
+    Trace,
+}
+
+/// Where the API is: `unix:PATH` or `tcp:IP:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApiAddress {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP socket.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for ApiAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(ApiAddress::Unix(PathBuf::from(path)));
+        }
+        let address = text.strip_prefix("tcp:").and_then(|rest| rest.parse().ok());
+        address
+            .map(ApiAddress::Tcp)
+            .ok_or_else(|| "write unix:/run/spp/api.sock or tcp:127.0.0.1:7777".into())
+    }
+}
+
+impl fmt::Display for ApiAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ApiAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            ApiAddress::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// A MAC address a VM can have: not a group address, not all zero.
+fn unicast_mac(text: &str) -> Result<MacAddr, String> {
+    let mac: MacAddr = text.parse().map_err(|error| format!("{error}"))?;
+    if mac.is_group() {
+        return Err("it is a multicast address: give the VM's own".into());
+    }
+    if mac.0 == [0; 6] {
+        return Err("the all-zero address belongs to nobody: give the VM's own".into());
+    }
+    Ok(mac)
+}
+
 /// What `spp: ...` says for a command line clap refuses: its first paragraph on one line, and where to look.
 pub fn usage_line(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -248,12 +468,36 @@ mod tests {
 
     #[test]
     fn wrong_command_lines_become_one_line_with_the_place_to_look() {
-        let missing = usage(&["spp", "cores"]);
-        assert!(missing.contains("<MASK>...") && missing.ends_with("(see spp cores --help)"), "{missing}");
-        let typo = usage(&["spp", "core"]);
-        assert!(typo.contains("cores"), "{typo}");
-        for line in [missing, typo] {
+        let missing = usage(&["spp", "plug", "--vhost", "0"]);
+        assert!(missing.contains("--mac <MAC>") && missing.ends_with("(see spp plug --help)"), "{missing}");
+        let group = usage(&["spp", "plug", "--vhost", "0", "--mac", "01:00:5e:00:00:01"]);
+        assert!(group.contains("multicast"), "{group}");
+        let vlan = usage(&["spp", "plug", "--vhost", "0", "--mac", "2:0:0:0:0:1", "--vlan", "4095"]);
+        assert!(vlan.contains("4095") && vlan.contains("1..=4094"), "{vlan}");
+        for line in [missing, group, vlan, usage(&["spp", "run"]), usage(&["spp", "stauts"])] {
             assert!(!line.contains('\n'), "{line}");
+        }
+        assert!(usage(&["spp", "stauts"]).contains("status"));
+    }
+
+    #[test]
+    fn run_wants_either_etcd_with_host_or_a_file() {
+        assert!(Cli::try_parse_from(["spp", "run", "--etcd", "http://a:2379"]).is_err());
+        assert!(Cli::try_parse_from(["spp", "run", "--config", "f", "--host", "h", "--etcd", "u"]).is_err());
+        let cli =
+            Cli::try_parse_from(["spp", "run", "--etcd", "http://a:1,http://b:2", "--host", "h"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert_eq!(run.etcd.unwrap().to_string(), "http://a:1,http://b:2");
+        assert_eq!(run.vhost_mode, VhostMode::Client);
+    }
+
+    #[test]
+    fn api_addresses_round_trip_and_others_are_refused() {
+        for text in ["unix:/run/spp/api.sock", "tcp:127.0.0.1:7777", "tcp:[::1]:7777"] {
+            assert_eq!(text.parse::<ApiAddress>().unwrap().to_string(), text);
+        }
+        for text in ["", "unix:", "tcp:7777", "tcp:localhost:7777", "/run/x", "http://127.0.0.1:1"] {
+            assert!(text.parse::<ApiAddress>().is_err(), "{text}");
         }
     }
 }

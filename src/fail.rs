@@ -38,6 +38,16 @@ impl Failure {
         Failure { exit: Exit::Usage, message: message.to_string() }
     }
 
+    /// Nobody answers.
+    pub fn unreachable(message: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::Unreachable, message: message.to_string() }
+    }
+
+    /// The node said no.
+    pub fn refused(message: impl fmt::Display) -> Failure {
+        Failure { exit: Exit::Refused, message: message.to_string() }
+    }
+
     /// The configuration can't be used.
     pub fn bad_config(message: impl fmt::Display) -> Failure {
         Failure { exit: Exit::BadConfig, message: message.to_string() }

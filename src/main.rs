@@ -1,12 +1,21 @@
 //! The `spp` binary: reads the command line, runs one command, turns its end into an exit code.
 #![forbid(unsafe_code)]
 
+mod api;
 mod cli;
+mod client;
 mod config_cmd;
 mod cores_cmd;
+mod demo;
 mod fail;
+mod glue;
+mod logging;
 mod nic;
 mod output;
+mod plug;
+mod run;
+mod status;
+mod systemd;
 
 use std::process::ExitCode;
 
@@ -21,7 +30,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return command_line_ended(&error),
     };
-    match run(cli.command) {
+    match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("spp: {}", failure.message);
@@ -30,11 +39,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Config(command) => config_cmd::run(&command),
         Command::Nic(command) => nic::run(&command),
         Command::Cores(args) => cores_cmd::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Plug(args) => plug::plug(&args),
+        Command::Unplug(args) => plug::unplug(&args),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

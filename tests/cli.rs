@@ -32,6 +32,11 @@ fn failure(args: &[&str]) -> (i32, String) {
 #[test]
 fn help_of_every_command_has_examples_and_exits_0() {
     let commands: &[&[&str]] = &[
+        &["run"],
+        &["status"],
+        &["plug"],
+        &["unplug"],
+        &["demo"],
         &["config", "put"],
         &["config", "show"],
         &["config", "destroy"],
@@ -53,6 +58,15 @@ fn wrong_command_lines_exit_2_with_one_line() {
     let cases: &[(&[&str], &str)] = &[
         (&[], "see spp --help"),
         (&["nonsense"], "nonsense"),
+        (&["run"], "--etcd"),
+        (&["run", "--config", "f", "--etcd", "http://a", "--host", "h"], "--config"),
+        (&["run", "--etcd", "https://a:2379", "--host", "h"], "TLS"),
+        (&["run", "--config", "f", "--api", "0.0.0.0:7777"], "unix:/run/spp/api.sock"),
+        (&["plug", "--vhost", "0"], "--mac <MAC>"),
+        (&["plug", "--vhost", "0", "--mac", "01:00:5e:00:00:01"], "multicast"),
+        (&["plug", "--vhost", "0", "--mac", "2:0:0:0:0:1", "--vlan", "4095"], "4095"),
+        (&["unplug", "--vhost", "-1"], "-1"),
+        (&["demo", "--seconds", "0"], "0"),
         (&["cores"], "<MASK>"),
         (&["cores", "0xfe", "--vhosts", "0"], "--vhosts"),
         (&["cores", "0xfe", "--vhosts", "2", "2"], "2 numbers for 1 masks"),
@@ -126,4 +140,47 @@ fn nic_list_is_a_json_list_and_an_absent_nic_is_one_line() {
     let (code, line) = failure(&["nic", "bind", "fffe:1f:1f.7"]);
     assert_eq!(code, 1, "{line}");
     assert!(line.contains("fffe:1f:1f.7"), "{line}");
+}
+
+#[test]
+fn commands_to_a_node_that_is_not_there_exit_3() {
+    let api = ["--api", "unix:/nonexistent/api.sock"];
+    let commands: &[&[&str]] =
+        &[&["status"], &["plug", "--vhost", "0", "--mac", "2:0:0:0:0:1"], &["unplug", "--vhost", "0"]];
+    for command in commands {
+        let (code, line) = failure(&[command, &api[..]].concat());
+        assert_eq!(code, 3, "{line}");
+        assert!(line.contains("/nonexistent/api.sock") && line.contains("spp run"), "{line}");
+    }
+}
+
+#[test]
+fn demo_passes_every_frame_and_says_so_in_json() {
+    let result = json(&["demo", "--seconds", "1", "--json"]);
+    assert_eq!((&result["ok"], &result["faults"]), (&Value::Bool(true), &serde_json::json!([])));
+    let flows = result["flows"].as_array().expect("flows");
+    let received = flows.iter().map(|flow| flow["received"].as_u64().expect("a count"));
+    assert_eq!(received.clone().sum::<u64>(), result["received"].as_u64().expect("a count"));
+    assert!(flows.len() == 4 && received.min() > Some(0), "{result}");
+    assert_eq!(result["sent"], result["received"]);
+    let tags: Vec<_> =
+        flows.iter().map(|flow| (flow["vlan_sent"].as_u64(), flow["vlan_expected"].as_u64())).collect();
+    assert_eq!(tags, [(None, None), (None, None), (Some(100), None), (None, Some(100))]);
+    assert!(result["dropped"]["unknown_destination"].as_u64() >= Some(4), "{result}");
+    // The data plane's own counters agree with what the guests saw.
+    let components = result["node"]["vfs"][0]["components"].as_array().expect("components");
+    let of = |name: &str| components.iter().find(|c| c["name"] == name).expect("a component");
+    assert_eq!(of("forward_0_tx")["rx_packets"], flows[0]["sent"]);
+    assert_eq!(of("forward_1_rx")["tx_packets"], flows[3]["sent"]);
+}
+
+#[test]
+fn demo_for_people_ends_with_its_verdict() {
+    let output = spp(&["demo", "--seconds", "1"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["vhost:1", "VLAN 100", "classifier", "unknown_destination", "ok: every frame arrived once"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains('\x1b'), "no terminal, no escape sequences: {text}");
 }

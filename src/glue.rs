@@ -1,0 +1,58 @@
+//! The node as the agent sees it.
+//!
+//! Called on tokio's blocking pool; each call waits for the node's control thread.
+
+use spp_agent::{DataPlane, DataPlaneError, Layout, Name, Plug};
+use spp_pipeline::config::NodeConfig;
+use spp_pipeline::node::{Node, NodeError, NodeHandle};
+
+use crate::fail::{Failure, chain};
+
+/// A node with the names its vhosts have in etcd.
+pub struct WiredNode {
+    node: NodeHandle,
+    layout: Layout,
+}
+
+impl WiredNode {
+    /// For the agent of this node.
+    pub fn new(node: NodeHandle, layout: Layout) -> WiredNode {
+        WiredNode { node, layout }
+    }
+
+    fn edit(
+        &self,
+        work: impl FnOnce(&mut Node) -> Result<(), NodeError> + Send + 'static,
+    ) -> Result<(), DataPlaneError> {
+        let done = self.node.call(work).map_err(|gone| DataPlaneError(chain(&gone)))?;
+        done.map_err(|error| DataPlaneError(chain(&error)))
+    }
+}
+
+/// The vhosts of a configuration as keys name them; a network whose name can't be part of a key is refused.
+pub fn layout(config: &NodeConfig) -> Result<Layout, Failure> {
+    let entry = |(network, vhost): (String, u32)| {
+        let name = Name::new(&network).map_err(|e| Failure::bad_config(format!("physical network: {e}")))?;
+        Ok((vhost, name))
+    };
+    config.layout().into_iter().map(entry).collect()
+}
+
+impl DataPlane for WiredNode {
+    fn plug(&self, plug: &Plug) -> Result<(), DataPlaneError> {
+        let plug = *plug;
+        self.edit(move |node| node.plug(&plug))
+    }
+
+    fn unplug(&self, vhost: u32) -> Result<(), DataPlaneError> {
+        self.edit(move |node| node.unplug(vhost))
+    }
+
+    fn plugs(&self) -> Result<Vec<Plug>, DataPlaneError> {
+        self.node.call(|node| node.plugs()).map_err(|gone| DataPlaneError(chain(&gone)))
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout.clone()
+    }
+}
