@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 use crate::table::Dst;
-use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology};
+use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology, Vf};
 
 /// What all cores run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -95,19 +95,15 @@ impl Running {
     }
 }
 
-fn running(
-    topology: &Topology,
-    entries: &[Entry],
-    component: &Component,
-    missing: &BTreeSet<PortName>,
-) -> Running {
+fn running(topology: &Topology, vf: &Vf, component: &Component, missing: &BTreeSet<PortName>) -> Running {
     let there = |attachment: &&Attachment| !missing.contains(&attachment.port);
     let tx: Vec<Attachment> = component.tx.iter().filter(there).copied().collect();
     let rx = component.rx.iter().filter(there);
-    let rx = rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.is_gated(rx.port) });
+    let rx =
+        rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.closes(vf, component, rx.port) });
     let own = |entry: &&Entry| tx.iter().any(|tx| tx.port == entry.port);
     let entries = match component.kind {
-        ComponentKind::Classifier => entries.iter().filter(own).copied().collect(),
+        ComponentKind::Classifier => vf.entries.iter().filter(own).copied().collect(),
         _ => Vec::new(),
     };
     let (id, name, kind) = (component.id, component.name.clone(), component.kind);
@@ -120,7 +116,7 @@ impl Wiring {
         let mut cores: BTreeMap<usize, Vec<Running>> = BTreeMap::new();
         for vf in topology.vfs() {
             for component in &vf.components {
-                let running = running(topology, &vf.entries, component, missing);
+                let running = running(topology, vf, component, missing);
                 if running.is_complete() {
                     cores.entry(component.core).or_default().push(running);
                 }

@@ -245,6 +245,15 @@ impl Topology {
         ends.find(|end| end.port == port)
     }
 
+    /// True when a component takes what comes in at `port` only to drop it: the guests it comes from may not
+    /// send, or it is a classifier that nothing behind it is plugged into. Left in a NIC's ring, frames
+    /// would be delivered to whoever is plugged in next.
+    pub(crate) fn closes(&self, vf: &Vf, component: &Component, port: PortName) -> bool {
+        let has_entry = || vf.entries.iter().any(|entry| component.tx.iter().any(|tx| tx.port == entry.port));
+        let idle = self.gate_unplugged && component.kind == ComponentKind::Classifier && !has_entry();
+        idle || self.is_gated(port)
+    }
+
     /// True when the packets a component would receive from `port` come from guests none of which may send.
     pub(crate) fn is_gated(&self, port: PortName) -> bool {
         self.gate_unplugged && self.only_from_unplugged(port, self.components().count())

@@ -78,12 +78,12 @@ impl Node {
             core_mask,
             master_core: vf.master,
             nic: self.nics[index].status(),
-            components: vf.components.iter().map(|component| self.component_status(component)).collect(),
+            components: vf.components.iter().map(|component| self.component_status(vf, component)).collect(),
             vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id)).collect(),
         }
     }
 
-    fn component_status(&mut self, component: &Component) -> ComponentStatus {
+    fn component_status(&mut self, vf: &Vf, component: &Component) -> ComponentStatus {
         let now = self.board.component(component.id).snapshot();
         let state = match (now.failed, self.board.runs(component.core, component.id)) {
             (true, _) => "failed",
@@ -94,7 +94,7 @@ impl Node {
             component
                 .ends(direction)
                 .iter()
-                .map(|end| self.edge_status(component.id, direction, end))
+                .map(|end| self.edge_status(vf, component, direction, end))
                 .collect()
         };
         let (rx, tx) = (edges(Direction::Rx), edges(Direction::Tx));
@@ -114,12 +114,18 @@ impl Node {
         }
     }
 
-    fn edge_status(&mut self, id: ComponentId, direction: Direction, end: &Attachment) -> EdgeStatus {
+    fn edge_status(
+        &mut self,
+        vf: &Vf,
+        component: &Component,
+        direction: Direction,
+        end: &Attachment,
+    ) -> EdgeStatus {
         EdgeStatus {
             port: end.port.to_string(),
             vlan: vlan_text(end.vlan),
-            closed: direction == Direction::Rx && self.topology.is_gated(end.port),
-            counters: Counters::from(self.board.edge(id, (direction, end.port)).snapshot()),
+            closed: direction == Direction::Rx && self.topology.closes(vf, component, end.port),
+            counters: Counters::from(self.board.edge(component.id, (direction, end.port)).snapshot()),
         }
     }
 

@@ -184,3 +184,19 @@ fn status_tells_what_passed_where_and_reads_back() {
         (Some("classifier"), Some("forward_1_tx"))
     );
 }
+
+#[test]
+fn frames_from_before_a_plug_are_not_delivered_after_it() {
+    let site = Site::new();
+    let mut node = site.one_nic();
+    let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
+    for id in 0..100 {
+        send(&mut wire, &frame(mac(0), None, id));
+    }
+    eventually(&mut node, "they are dropped", |node| component_drops(&node.status(), "unplugged") == 100);
+    node.plug(&plug(0, None)).unwrap();
+    send(&mut wire, &frame(mac(0), None, 500));
+    assert_eq!(receive_id(&mut vm), (None, 500));
+    node.unplug(0).unwrap();
+    assert!(node.status().vfs[0].components[4].rx[0].closed);
+}
