@@ -110,6 +110,7 @@ fn read_answer(status: StatusCode, bytes: &[u8]) -> Result<Value, Failure> {
         s if s.is_success() => serde_json::from_slice(bytes)
             .map_err(|_| Failure::failed("the answer is not JSON: is that address a spp node?")),
         s if s.is_client_error() => Err(Failure::refused(one_line(&text))),
+        StatusCode::SERVICE_UNAVAILABLE => Err(Failure::failed(one_line(&text))),
         s => Err(Failure::failed(format!("the node failed ({s}): {}", one_line(&text)))),
     }
 }

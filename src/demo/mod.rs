@@ -136,7 +136,7 @@ fn pass_traffic(
 }
 
 /// An unplugged guest is cut off both ways: what is sent now is dropped, with the right reason. One at a
-/// time, since a classifier without any entry leaves its frames in the wire's ring.
+/// time: with no guest left, frames from the wire too would be dropped as unplugged.
 fn check_unplug(
     world: &mut World,
     ledger: &mut Ledger,

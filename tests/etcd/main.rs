@@ -2,6 +2,7 @@
 //!
 //! Each test has a server of its own on loopback; without the `etcd` binary they are skipped.
 
+mod binary;
 mod configuration;
 mod faults;
 mod keys;
