@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use spp_agent::{AgentConfig, Configuration, Endpoints, Layout, Name, StatusCell, wait_for_configuration};
 use spp_pipeline::config::{self, NodeConfig};
-use spp_pipeline::node::{NodeError, NodeHandle, NodeOptions};
+use spp_pipeline::node::{NodeError, NodeGone, NodeHandle, NodeOptions};
 use spp_vhost::Role;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ use crate::{glue, logging, systemd};
 
 /// How long open API requests may take to end at the end.
 const API_STOP_DEADLINE: Duration = Duration::from_secs(1);
+/// How soon a node that ended by itself is noticed.
+const NODE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the node; returns after a signal, or when it can't be run.
 pub fn run(args: &Run) -> Result<(), Failure> {
@@ -168,17 +170,37 @@ async fn node_life(
     let stopped = async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    match (etcd, agent) {
-        (Some(config), Some(status)) => {
-            spp_agent::run(config, Arc::new(glue::WiredNode::new(node.clone(), layout)), status, stopped)
-                .await;
+    let serving = async {
+        match (etcd, agent) {
+            (Some(config), Some(status)) => {
+                let wired = glue::WiredNode::new(node.clone(), layout);
+                spp_agent::run(config, Arc::new(wired), status, stopped).await;
+            }
+            _ => stopped.await,
         }
-        _ => stopped.await,
+    };
+    tokio::select! {
+        () = serving => {}
+        () = ended_by_itself(&node) => {
+            return Err(Failure::failed("the node's control thread has ended, see the log: start spp again"));
+        }
     }
     let ended = tokio::task::spawn_blocking(move || node.shutdown()).await;
     ended.map_err(|e| Failure::failed(format!("the node did not stop cleanly: {e}")))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Resolves when the node is gone although nobody stopped it: a supervisor then starts a new one.
+async fn ended_by_itself(node: &NodeHandle) {
+    loop {
+        tokio::time::sleep(NODE_CHECK_INTERVAL).await;
+        let node = node.clone();
+        let alive = tokio::task::spawn_blocking(move || node.call(|_| ())).await;
+        if matches!(alive, Ok(Err(NodeGone::Stopped))) {
+            return;
+        }
+    }
 }
 
 async fn start(config: NodeConfig, options: NodeOptions) -> Result<NodeHandle, Failure> {
