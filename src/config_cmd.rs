@@ -1,12 +1,12 @@
 //! `spp config put|show|destroy`: a host's keys in etcd.
 
 use serde_json::json;
-use spp_agent::{ConfigError, Name, SlotId, config_destroy, config_put, config_show};
+use spp_agent::{ConfigError, SlotId, config_destroy, config_put, config_show};
 use spp_pipeline::config::{Form, NodeConfig};
 
 use crate::cli::{Config, ConfigDestroy, ConfigPut, ConfigShow};
 use crate::fail::{Exit, Failure, chain};
-use crate::output;
+use crate::{glue, output};
 
 /// Runs one of the three.
 pub fn run(command: &Config) -> Result<(), Failure> {
@@ -24,7 +24,8 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
     let config = NodeConfig::from_mappings(&args.mappings).map_err(|e| bad(&e))?;
     let form = if args.list_form { Form::List } else { Form::Dict };
     let json = config.to_json(form).map_err(|e| bad(&e))?;
-    let slots = slots(&config)?;
+    let slots = glue::layout(&config)?.into_iter().map(|(vhost, physnet)| SlotId { physnet, vhost });
+    let slots: Vec<SlotId> = slots.collect();
     let keys = &args.keys;
     let report = config_put(&keys.etcd, &keys.host, &json, &slots, args.force).await.map_err(failure)?;
     let warnings = config.warnings();
@@ -50,16 +51,6 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
         output::line(&format!("  {what}: {}", ids.join(", ")))?;
     }
     Ok(())
-}
-
-/// The vhost keys that belong to a configuration.
-fn slots(config: &NodeConfig) -> Result<Vec<SlotId>, Failure> {
-    let slot = |(network, vhost): (String, u32)| {
-        let physnet =
-            Name::new(&network).map_err(|e| Failure::bad_config(format!("physical network: {e}")))?;
-        Ok(SlotId { physnet, vhost })
-    };
-    config.layout().into_iter().map(slot).collect()
 }
 
 async fn show(args: &ConfigShow) -> Result<(), Failure> {

@@ -60,7 +60,7 @@ pub fn write(out: &mut Vec<u8>, header: &Header, label: Label) {
     out.extend_from_slice(MARK);
     out.extend_from_slice(&[label.from, label.to]);
     out.extend_from_slice(&label.seq.to_le_bytes());
-    out.extend((0..length_of(label.seq) - FIXED_BYTES).map(|i| filling(label.seq, i)));
+    out.extend_from_slice(filling(label.seq));
 }
 
 /// Reads a frame back and checks it whole.
@@ -78,22 +78,30 @@ pub fn read(frame: &[u8]) -> Result<(Header, Label), Damage> {
     let ([from, to], rest) = rest.split_first_chunk::<2>().ok_or(Damage::Foreign)?;
     let (seq, fill) = rest.split_first_chunk::<8>().ok_or(Damage::Foreign)?;
     let seq = u64::from_le_bytes(*seq);
-    if fill.len() != length_of(seq) - FIXED_BYTES {
+    let expected = filling(seq);
+    if fill.len() != expected.len() {
         return Err(Damage::Length);
     }
-    if fill.iter().enumerate().any(|(i, &byte)| byte != filling(seq, i)) {
+    if fill != expected {
         return Err(Damage::Content);
     }
     let header = Header { dst: MacAddr(*dst), src: MacAddr(*src), vlan };
     Ok((header, Label { from: *from, to: *to, seq }))
 }
 
-fn length_of(seq: u64) -> usize {
-    LENGTHS[(seq % LENGTHS.len() as u64) as usize]
-}
-
-fn filling(seq: u64, i: usize) -> u8 {
-    (seq as u8).wrapping_add(i as u8)
+/// What follows the number: as long as its turn says, counting up from the number.
+fn filling(seq: u64) -> &'static [u8] {
+    static COUNT: [u8; 2048] = {
+        let mut bytes = [0; 2048];
+        let mut i = 0;
+        while i < bytes.len() {
+            bytes[i] = i as u8;
+            i += 1;
+        }
+        bytes
+    };
+    let length = LENGTHS[(seq % LENGTHS.len() as u64) as usize] - FIXED_BYTES;
+    &COUNT[usize::from(seq as u8)..][..length]
 }
 
 #[cfg(test)]

@@ -9,8 +9,12 @@ use spp_vhost::guest::Guest;
 
 use super::ledger::Ledger;
 
-/// Frames of a flow on their way at most: half of a guest's ring, a fraction of the rings between cores.
-const WINDOW: u64 = 128;
+/// Frames of a flow on their way at most. Two flows end at the wire: together they fit its ring, and each
+/// fits the rings between cores.
+const WINDOW: u64 = 448;
+/// Entries of each station's rings.
+pub const STATION_RING: u16 = 1024;
+const _: () = assert!(2 * WINDOW < STATION_RING as u64);
 const BURST: usize = 32;
 /// How long frames may be on their way after the last was sent.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::show::View;
-use super::traffic::Port;
+use super::traffic::{Port, STATION_RING};
 use super::{FLAT, STATIONS, TAGGED};
 use crate::api::{Api, NodeReport, listen};
 use crate::cli::ApiAddress;
@@ -58,7 +58,8 @@ impl World {
 
         view.step("two guests and the wire's other end, each behind its vhost-user socket")?;
         let attach = |file: &str, role| {
-            let config = GuestConfig::new(dir.path().join(file), role);
+            let mut config = GuestConfig::new(dir.path().join(file), role);
+            config.ring_size = STATION_RING;
             Guest::attach(config, DEADLINE).map_err(|e| Failure::failed(format!("{file}: {}", chain(&e))))
         };
         let guests =
