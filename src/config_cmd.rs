@@ -30,7 +30,7 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
     let report = config_put(&keys.etcd, &keys.host, &json, &slots, args.force).await.map_err(failure)?;
     let warnings = config.warnings();
     for warning in &warnings {
-        eprintln!("spp: warning: {warning}");
+        output::complain(&format!("warning: {warning}"));
     }
     let ids = |slots: &[SlotId]| slots.iter().map(|slot| slot.vhost).collect::<Vec<_>>();
     let (freed, kept, removed) = (ids(&report.freed), ids(&report.kept), ids(&report.removed));

@@ -18,7 +18,7 @@ pub fn run(args: &Cores) -> Result<(), Failure> {
     }
     output::line(&human(&report))?;
     for warning in &report.warnings {
-        eprintln!("spp: warning: {warning}");
+        output::complain(&format!("warning: {warning}"));
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("spp: {}", failure.message);
+            output::complain(&failure.message);
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -59,6 +59,6 @@ fn command_line_ended(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    eprintln!("spp: {}", cli::usage_line(error));
+    output::complain(&cli::usage_line(error));
     ExitCode::from(Exit::Usage as u8)
 }

@@ -23,6 +23,11 @@ pub fn line(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Prints a line on stderr behind `spp: `. When nobody reads it, nobody misses it.
+pub fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "spp: {text}");
+}
+
 /// Rows as columns, two blanks between them, the first row being the headings. Numbers align right.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let n = rows.iter().map(Vec::len).max().unwrap_or(0);

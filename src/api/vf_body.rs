@@ -256,4 +256,31 @@ mod tests {
         let entry = Entry { vid: Some(7), dst: Dst::Default, port: PortName::Ring(0) };
         assert_eq!(table_change(&body(json)), Ok(TableChange::Del(entry)));
     }
+
+    #[test]
+    fn bodies_with_any_byte_replaced_are_read_or_refused() {
+        let bodies = [
+            r#"{"name": "c", "core": 2, "type": "merge"}"#,
+            r#"{"action": "attach", "port": "phy:0nq1", "dir": "rx", "vlan": {"operation": "add", "id": 5, "pcp": 1}}"#,
+            r#"{"action": "add", "type": "vlan", "port": "ring:0", "mac_address": "02:00:00:00:00:01", "vlan": "7"}"#,
+        ];
+        let mut n_read = 0;
+        for good in bodies {
+            for at in 0..good.len() {
+                for byte in [0, b'"', b':', b'9', b'-', b'n', b'{', b'e', 0x80, 0xff] {
+                    let mut bytes = good.as_bytes().to_vec();
+                    bytes[at] = byte;
+                    let Ok(body) = Body::parse(&bytes) else { continue };
+                    n_read += 1;
+                    let refusals =
+                        [component_start(&body).err(), port_change(&body).err(), table_change(&body).err()];
+                    assert!(
+                        refusals.iter().flatten().all(|refusal| refusal.status.is_client_error()),
+                        "{body:?}"
+                    );
+                }
+            }
+        }
+        assert!(n_read > 100, "most replacements inside texts are still JSON, {n_read} were");
+    }
 }
