@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # Init of the lab's guests: mounts, modules, then runs the scripts the test drops into the shared folder, one by one:
 # reads N.sh, leaves N.out and, when it has ended, N.rc. Words on the kernel command line: `lab.host` puts the host's
-# root (read-only) under the scripts' feet, with an empty /tmp and /run.
+# root (read-only) under the scripts' feet, with an empty /tmp, /run and /var/lib.
 /bin/busybox --install -s /bin
 export PATH=/bin:/usr/bin:/usr/sbin:/sbin
 mount -t proc proc /proc
@@ -23,6 +23,7 @@ if grep -qw lab.host /proc/cmdline; then
     for dir in proc sys dev; do mount --rbind "/$dir" "/host/$dir"; done
     mount -t tmpfs tmpfs /host/tmp
     mount -t tmpfs tmpfs /host/run
+    mount -t tmpfs tmpfs /host/var/lib
     mkdir -p /host/run/lab /host/run/bin
     for file in /bin/*; do [ -L "$file" ] || cp "$file" /host/run/bin/; done
     export PATH="/run/bin:$PATH" TMPDIR=/run HOME=/run
