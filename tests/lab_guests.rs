@@ -163,7 +163,7 @@ impl Node {
             let status: Value =
                 serde_json::from_str(&self.spp(&["status", "--json"])?).map_err(|e| e.to_string())?;
             match vhost_state(&status, vhost as u32) {
-                Some(state) if state == "running" => Ok(()),
+                Some("running") => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         });

@@ -95,7 +95,7 @@ fn bring_up(machine: &mut Machine) -> Testpmd {
     testpmd.type_line(machine, "set verbose 1");
     for vhost in [0, 1] {
         wait_for("the VMs' rings to run", PATIENCE, || match vhost_state(&status(machine), vhost) {
-            Some(state) if state == "running" => Ok(()),
+            Some("running") => Ok(()),
             other => Err(format!("vhost:{vhost} is {other:?}")),
         });
     }
