@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spp_agent::{AgentConfig, Configuration, Endpoints, Layout, Name, StatusCell, wait_for_configuration};
-use spp_pipeline::config::{self, NodeConfig};
+use spp_pipeline::config::NodeConfig;
 use spp_pipeline::node::{NodeError, NodeGone, NodeHandle, NodeOptions};
 use spp_vhost::Role;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -116,7 +116,9 @@ impl Source {
 }
 
 fn read_file(path: &Path) -> Result<Source, Failure> {
-    let config = config::read_file(path)
+    let json = std::fs::read(path)
+        .map_err(|e| Failure::bad_config(format!("can't read the configuration {}: {e}", path.display())))?;
+    let config = NodeConfig::parse(&json)
         .map_err(|e| Failure::bad_config(format!("{}: {}", path.display(), chain(&e))))?;
     let layout = glue::layout(&config)?;
     Ok(Source::File(config, layout))
