@@ -57,6 +57,7 @@ fn frames_travel_nic_to_vm_and_back_while_plugged_and_not_after() {
     every_frame_returns_once(&wire, VLAN_VM, Some(VLAN), 1500);
     vlan_vm_sees_no_tags(&mut machine, &testpmd);
     frames_for_nobody_stay_out(&wire);
+    killed_node_comes_back_wired(&mut machine, &wire);
 
     unplug(&mut machine, FLAT_PORT, 0);
     stays_silent(&wire, FLAT_VM, None);
@@ -80,11 +81,8 @@ fn bring_up(machine: &mut Machine) -> Testpmd {
     machine.sh("spp config put --etcd http://127.0.0.1:2379 --host lab '01:00.0#phys1#2#0x7f'
          . ./driver.sh
          key_is vhost/lab/phys1/0 None
-         key_is vhost/lab/phys1/1 None
-         spp run --etcd http://127.0.0.1:2379 --host lab --fold-cores --api unix:/run/spp/api.sock \
-             >/run/lab/spp.log 2>&1 &
-         echo $! >/run/spp.pid");
-    machine.wait_sh("the node's API", PATIENCE, "cat spp.log; spp status");
+         key_is vhost/lab/phys1/1 None");
+    start_node(machine);
     let testpmd = Testpmd::start(
         machine,
         "vms",
@@ -93,13 +91,34 @@ fn bring_up(machine: &mut Machine) -> Testpmd {
         "--forward-mode=macswap --port-topology=loop --auto-start",
     );
     testpmd.type_line(machine, "set verbose 1");
+    wait_running(machine);
+    testpmd
+}
+
+fn start_node(machine: &mut Machine) {
+    machine.sh("spp run --etcd http://127.0.0.1:2379 --host lab --fold-cores >>/run/lab/spp.log 2>&1 &
+         echo $! >/run/spp.pid");
+    machine.wait_sh("the node's API", PATIENCE, "cat spp.log; spp status");
+}
+
+fn wait_running(machine: &mut Machine) {
     for vhost in [0, 1] {
         wait_for("the VMs' rings to run", PATIENCE, || match vhost_state(&status(machine), vhost) {
             Some("running") => Ok(()),
             other => Err(format!("vhost:{vhost} is {other:?}")),
         });
     }
-    testpmd
+}
+
+/// `kill -9` with the NIC's queues full of buffers: a new node takes the NIC and the VMs back, and what was plugged
+/// is plugged again from the keys alone.
+fn killed_node_comes_back_wired(machine: &mut Machine, wire: &Wire) {
+    machine.sh("kill -9 $(cat /run/spp.pid)");
+    stays_silent(wire, FLAT_VM, None);
+    start_node(machine);
+    wait_running(machine);
+    every_frame_returns_once(wire, FLAT_VM, None, 46);
+    every_frame_returns_once(wire, VLAN_VM, Some(VLAN), 46);
 }
 
 fn status(machine: &mut Machine) -> Value {
