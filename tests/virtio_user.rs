@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache, PoolConfig};
@@ -154,7 +155,11 @@ impl Node {
     }
 }
 
+/// Each test keeps two CPUs busy, and testpmd's files are named after this process: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 fn exchange(test: &str, role: Role) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("sock0");
     if Command::new("dpdk-testpmd").arg("--version").output().is_err() {
