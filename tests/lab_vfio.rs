@@ -96,8 +96,9 @@ fn bring_up(machine: &mut Machine) -> Testpmd {
 }
 
 fn start_node(machine: &mut Machine) {
-    machine.sh("spp run --etcd http://127.0.0.1:2379 --host lab --fold-cores >>/run/lab/spp.log 2>&1 &
-         echo $! >/run/spp.pid");
+    machine.sh("rm -f /run/spp.exit
+         (spp run --etcd http://127.0.0.1:2379 --host lab --fold-cores >>/run/lab/spp.log 2>&1 &
+          echo $! >/run/spp.pid; wait $! && echo 0 >/run/spp.exit || echo $? >/run/spp.exit) >/dev/null 2>&1 &");
     machine.wait_sh("the node's API", PATIENCE, "cat spp.log; spp status");
 }
 
@@ -222,7 +223,7 @@ fn unplugged_vm_reaches_the_wire_only_after_plug(machine: &mut Machine, testpmd:
 fn stops_cleanly(machine: &mut Machine) {
     machine.sh("kill $(cat /run/spp.pid)
          for _ in $(seq 300); do
-             [ -d /proc/$(cat /run/spp.pid) ] || exit 0
+             [ -s /run/spp.exit ] && exit $(cat /run/spp.exit)
              sleep 0.1
          done
          echo 'still there after SIGTERM'; exit 1");
