@@ -346,7 +346,7 @@ impl<'m> GuestSlice<'m> {
         let words = self.host.as_ptr().cast::<Words>();
         // SAFETY: 16 mapped bytes, and Words has no alignment; volatile, so that it is one copy.
         let words = unsafe { words.read_volatile() };
-        Descriptor::from_words(words.0, words.1)
+        Descriptor::from_words([words.0, words.1])
     }
 }
 

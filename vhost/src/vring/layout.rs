@@ -10,46 +10,15 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::memory::{FrontendVa, GuestMap};
 
-/// The buffer goes on at `next`.
-pub const F_NEXT: u16 = 1;
-/// The buffer is for the device to write.
-pub const F_WRITE: u16 = 2;
-/// The buffer holds a table of descriptors.
-pub const F_INDIRECT: u16 = 4;
+use spp_drivers::virtio::desc::{
+    AVAIL_F_NO_INTERRUPT as AVAIL_NO_INTERRUPT, USED_F_NO_NOTIFY as USED_NO_NOTIFY,
+};
+pub use spp_drivers::virtio::desc::{
+    DESC_F_INDIRECT as F_INDIRECT, DESC_F_NEXT as F_NEXT, DESC_F_WRITE as F_WRITE, Descriptor,
+};
 
-/// Available ring: the driver wants no calls.
-const AVAIL_NO_INTERRUPT: u16 = 1;
-/// Used ring: the device wants no kicks.
-const USED_NO_NOTIFY: u16 = 1;
-
-/// Bytes of one descriptor.
-pub const DESCRIPTOR_BYTES: u32 = 16;
-
-/// A descriptor, copied out of guest memory once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Guest address of the buffer.
-    pub addr: u64,
-    /// Its length in bytes.
-    pub len: u32,
-    /// F_NEXT, F_WRITE, F_INDIRECT.
-    pub flags: u16,
-    /// Next descriptor when F_NEXT is set.
-    pub next: u16,
-}
-
-impl Descriptor {
-    /// From the two words it is made of in memory.
-    #[inline(always)]
-    pub fn from_words(addr: u64, rest: u64) -> Descriptor {
-        Descriptor {
-            addr: u64::from_le(addr),
-            len: u64::from_le(rest) as u32,
-            flags: (u64::from_le(rest) >> 32) as u16,
-            next: (u64::from_le(rest) >> 48) as u16,
-        }
-    }
-}
+/// Bytes of one descriptor, as guests count lengths.
+pub const DESCRIPTOR_BYTES: u32 = Descriptor::BYTES as u32;
 
 /// Where the frontend put a ring, in its own addresses (SET_VRING_ADDR).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +164,7 @@ impl RingMemory {
         let rest_at = unsafe { at.add(1) };
         // SAFETY: as for the first.
         let rest = unsafe { rest_at.read_volatile() };
-        Descriptor::from_words(addr, rest)
+        Descriptor::from_words([addr, rest])
     }
 
     /// Asks the CPU to fetch a descriptor.
