@@ -4,29 +4,9 @@
 #[path = "support/lab/mod.rs"]
 mod lab;
 
-use std::path::PathBuf;
-use std::process::Command;
-
 use lab::machine::{Builder, Machine};
 use lab::wire::Wire;
-use lab::{Lab, skipped};
-
-/// Builds the example; cargo says where it went.
-fn probe_binary() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "-p", "spp-drivers", "--example", "vfio_probe", "--message-format=json", "--quiet"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_ours = message["target"]["name"] == "vfio_probe";
-        message["executable"].as_str().filter(|_| is_ours).map(PathBuf::from)
-    };
-    lines.lines().find_map(executable).expect("cargo names the executable")
-}
+use lab::{Lab, driver_example, skipped};
 
 fn says(machine: &mut Machine, script: &str, words: &[&str]) {
     let output = machine.run(script);
@@ -45,7 +25,7 @@ fn function_lives_and_ends_under_a_real_kernel() {
     let dir = tempfile::tempdir().expect("scratch space");
     let (one, two) =
         (Wire::new(dir.path(), "one").expect("a socket"), Wire::new(dir.path(), "two").expect("a socket"));
-    let probe = probe_binary();
+    let probe = driver_example("vfio_probe");
     let mut machine = Builder::new(&lab, "function")
         .memory_mib(512)
         .viommu()
@@ -108,7 +88,7 @@ fn refusals_of_a_real_kernel_name_their_remedy() {
     };
     let dir = tempfile::tempdir().expect("scratch space");
     let wire = Wire::new(dir.path(), "wire").expect("a socket");
-    let probe = probe_binary();
+    let probe = driver_example("vfio_probe");
     let shared = "virtio-net-pci,bus=shared,iommu_platform=on,disable-legacy=on,romfile=";
     let mut machine = Builder::new(&lab, "refusals")
         .memory_mib(512)

@@ -6,34 +6,17 @@ mod lab;
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use lab::frame::{Frame, Mac};
 use lab::machine::{Builder, Machine};
 use lab::wire::Wire;
-use lab::{Lab, skipped};
+use lab::{Lab, driver_example, skipped};
 
 const NIC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 const FAR: Mac = Mac([2, 0, 0, 0, 0, 9]);
 const DEADLINE: Duration = Duration::from_secs(60);
-
-fn echo_binary() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "-p", "spp-drivers", "--example", "virtio_echo", "--message-format=json", "--quiet"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let lines = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_ours = message["target"]["name"] == "virtio_echo";
-        message["executable"].as_str().filter(|_| is_ours).map(PathBuf::from)
-    };
-    lines.lines().find_map(executable).expect("cargo names the executable")
-}
 
 /// Tells QEMU to plug or pull the cable.
 fn set_link(qmp: &Path, up: bool) {
@@ -70,7 +53,7 @@ fn frames_come_back_from_a_real_device_over_link_loss_and_restart() {
     };
     let dir = tempfile::tempdir().expect("scratch space");
     let wire = Wire::new(dir.path(), "wire").expect("a socket");
-    let (echo, qmp) = (echo_binary(), dir.path().join("qmp"));
+    let (echo, qmp) = (driver_example("virtio_echo"), dir.path().join("qmp"));
     let mut machine = Builder::new(&lab, "virtio")
         .memory_mib(512)
         .viommu()

@@ -53,6 +53,23 @@ fn target_dir() -> PathBuf {
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
+/// Builds an example of `spp-drivers`, which runs inside the lab; cargo says where it went.
+pub fn driver_example(name: &str) -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["build", "-p", "spp-drivers", "--example", name, "--message-format=json", "--quiet"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_ours = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| is_ours).map(PathBuf::from)
+    };
+    lines.lines().find_map(executable).expect("cargo names the executable")
+}
+
 /// The first executable of that name in `PATH`, or in the places a user's `PATH` may lack.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
