@@ -8,9 +8,8 @@ use crate::handover::{Command, Handover, NoAnswer, Reply};
 use crate::memory::{GuestMap, MemoryError, RegionInfo};
 use crate::setup::{RingPlan, RingSetup, SetupError, offered};
 use crate::status::Board;
-use crate::vring::layout::{RingAddr, RingMemory};
-use crate::vring::split::SplitRing;
-use crate::vring::{CallFd, N_RINGS};
+use crate::vring::layout::RingAddr;
+use crate::vring::{CallFd, N_RINGS, Ring as RunningRing};
 
 /// Why a request is refused. The frontend gets a failure reply if it asked for one; otherwise the
 /// connection ends with these words.
@@ -61,7 +60,7 @@ impl Ring {
         self.enabled = false;
         let reply = self.handover.call(Command::Stop)?;
         if let Reply::Ring(Some(ring)) = reply {
-            self.setup.came_back(plan.base, ring.next_avail());
+            self.setup.came_back(plan.base, ring.base());
         }
         Ok(())
     }
@@ -74,8 +73,8 @@ impl Ring {
             self.take_back()?;
             // Taking back may have moved the base.
             let Some(plan) = self.setup.plan(features) else { return Ok(()) };
-            let Some(memory) = RingMemory::new(map.clone(), plan.addr, plan.size) else { return Ok(()) };
-            let ring = SplitRing::new(memory, plan.features, self.call.clone(), plan.base);
+            let Some(memory) = plan.map_ring(map) else { return Ok(()) };
+            let ring = RunningRing::new(memory, plan.features, self.call.clone(), plan.base);
             (self.running, self.enabled) = (Some(plan), enabled);
             self.handover.call(Command::Start(Box::new(ring), enabled))?;
         }
@@ -89,18 +88,18 @@ impl Ring {
     /// Moves a running ring to a new map, or stops it when the map does not hold it.
     fn move_to(&mut self, map: &Arc<GuestMap>) -> Result<(), NoAnswer> {
         let Some(plan) = self.running else { return Ok(()) };
-        match RingMemory::new(map.clone(), plan.addr, plan.size) {
+        match plan.map_ring(map) {
             Some(memory) => self.handover.call(Command::Remap(Box::new(memory))).map(drop),
             None => self.take_back(),
         }
     }
 
     /// What it waits for, in words; empty when it runs.
-    fn waits_for(&self) -> Option<String> {
+    fn waits_for(&self, features: Option<u64>) -> Option<String> {
         if self.running.is_some() && self.enabled {
             return None;
         }
-        let what = match (self.setup.missing(), self.running) {
+        let what = match (self.setup.missing(features), self.running) {
             (Some(missing), _) => missing,
             (None, Some(_)) => "to be enabled",
             (None, None) => "addresses inside the guest's memory",
@@ -148,7 +147,8 @@ impl Device {
         let mut progress = self.board.progress();
         progress.features = self.features;
         progress.memory = self.map.regions();
-        progress.missing = self.rings.iter().find_map(Ring::waits_for).unwrap_or_default();
+        progress.missing =
+            self.rings.iter().find_map(|ring| ring.waits_for(self.features)).unwrap_or_default();
         for (size, ring) in progress.sizes.iter_mut().zip(&self.rings) {
             *size = ring.setup.size();
         }
@@ -187,7 +187,8 @@ impl Device {
     }
 
     pub fn set_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
-        self.ring(index)?.setup.set_size(size)?;
+        let features = self.features;
+        self.ring(index)?.setup.set_size(size, features)?;
         self.settle()
     }
 
@@ -197,15 +198,17 @@ impl Device {
     }
 
     pub fn set_base(&mut self, index: u32, base: u32) -> Result<(), Refusal> {
-        self.ring(index)?.setup.set_base(base)?;
+        let features = self.features;
+        self.ring(index)?.setup.set_base(base, features)?;
         self.settle()
     }
 
     /// GET_VRING_BASE: stops the ring, in any state, and tells where it goes on.
-    pub fn stop_ring(&mut self, index: u32) -> Result<u16, Refusal> {
+    pub fn stop_ring(&mut self, index: u32) -> Result<u32, Refusal> {
+        let features = self.features;
         let ring = self.ring(index)?;
         ring.take_back()?;
-        let base = ring.setup.stop();
+        let base = ring.setup.stop(features);
         self.report();
         Ok(base)
     }

@@ -13,10 +13,10 @@ use spp_drivers::{BURST, Burst};
 
 use crate::handover::Mailbox;
 use crate::memory::{Gpa, GuestSlice, Translator};
-use crate::vring::RingFault;
 use crate::vring::chain::{Chain, Direction};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
-use crate::vring::split::SplitRing;
+use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
+use crate::vring::{RingFault, RingFeatures};
 
 /// Shortest frame taken: an Ethernet header.
 pub const MIN_FRAME_BYTES: usize = 14;
@@ -51,9 +51,9 @@ impl RxQueue for FromGuest {
         let Some((ring, enabled)) = self.mailbox.ring() else { return 0 };
         let taken = if enabled {
             let mut walk = Walk { pool, out, stats: &self.stats, max_frame_bytes: self.max_frame_bytes };
-            walk.burst(ring)
+            for_layout!(&mut ring.0, ring => walk.burst(ring))
         } else {
-            discard(ring, &self.stats)
+            for_layout!(&mut ring.0, ring => discard(ring, &self.stats))
         };
         match taken {
             Ok(Taken { n_frames, bytes, called }) => {
@@ -86,16 +86,27 @@ struct Taken {
 }
 
 /// A started but disabled ring is drained and its frames are dropped (vhost-user, "Ring states").
-fn discard(ring: &mut SplitRing, stats: &QueueStats) -> Result<Taken, RingFault> {
-    let n = usize::from(ring.available()?).min(BURST);
-    let heads = ring.heads(n)?;
-    for (i, head) in heads.iter().enumerate().take(n) {
-        ring.stage_used(i as u16, *head, 0);
+fn discard<L: Layout>(ring: &mut Queue<L>, stats: &QueueStats) -> Result<Taken, RingFault> {
+    ring.look()?;
+    let mut heads = Heads::new();
+    ring.layout.heads(&ring.place, BURST, &mut heads)?;
+    give_back(ring, &heads);
+    stats.dropped(DropReason::NotRunning, heads.len());
+    Ok(Taken { called: ring.publish(), ..Taken::default() })
+}
+
+/// Gives chains back that were only read, from the front. In order, one used element stands for all of them
+/// (virtio 1.2, 2.7.9 and 2.8.20).
+#[inline(always)]
+fn give_back<L: Layout>(ring: &mut Queue<L>, heads: &[Head]) {
+    let Queue { layout, place, features, .. } = ring;
+    match heads {
+        [.., last] if features.in_order => {
+            let n_slots = heads.iter().map(|head| head.n_slots).sum();
+            layout.complete(place, std::iter::once(Used { id: last.id, n_slots, len: 0 }));
+        }
+        _ => layout.complete(place, heads.iter().map(|head| head.used(0))),
     }
-    let old = ring.next_used;
-    ring.advance(n as u16);
-    stats.dropped(DropReason::NotRunning, n);
-    Ok(Taken { called: ring.publish(old), ..Taken::default() })
 }
 
 /// How one chain ended.
@@ -116,72 +127,79 @@ struct Walk<'b> {
 impl Walk<'_> {
     /// Takes up to a burst of chains. Heads, descriptors and payload are fetched in loops of their own,
     /// so that cache misses overlap.
-    fn burst(&mut self, ring: &mut SplitRing) -> Result<Taken, RingFault> {
-        let n = usize::from(ring.available()?).min(self.out.room());
-        if n == 0 {
+    fn burst<L: Layout>(&mut self, ring: &mut Queue<L>) -> Result<Taken, RingFault> {
+        ring.look()?;
+        let Queue { layout, place, features, .. } = ring;
+        let mut heads = Heads::new();
+        layout.heads(place, self.out.room(), &mut heads)?;
+        if heads.is_empty() {
             return Ok(Taken::default());
         }
-        let heads = ring.heads(n)?;
-        heads[..n].iter().for_each(|head| ring.memory.prefetch_descriptor(*head));
-        let mut memory = Translator::new(ring.memory.map());
+        let mut memory = Translator::new(layout.map());
         let mut plain = [None; BURST];
-        for (slot, head) in plain.iter_mut().zip(&heads[..n]) {
-            *slot = plain_frame(ring, &mut memory, *head);
+        for (slot, head) in plain.iter_mut().zip(&heads) {
+            *slot = plain_frame(head, features.header_bytes, &mut memory);
             if let Some(frame) = slot {
                 frame.prefetch();
             }
         }
         let mut budget = DESCRIPTOR_BUDGET;
         let (mut n_taken, mut taken) = (0, Taken::default());
-        for (head, frame) in heads[..n].iter().zip(plain) {
+        for (head, frame) in heads.iter().zip(plain) {
             let outcome = match frame {
-                Some(frame) => self.copy_plain(frame),
+                Some(frame) => self.copy_plain(frame, features.header_bytes),
                 None if budget == 0 => break,
-                None => self.copy_chain(ring, &mut memory, *head, &mut budget),
+                None => self.copy_chain(layout, features, &mut memory, head, &mut budget),
             };
             match outcome {
                 Outcome::Frame(packet) => {
                     taken.n_frames += 1;
                     taken.bytes += packet.total_len() as u64;
                     let pushed = self.out.push(packet);
-                    debug_assert!(pushed.is_ok(), "n is at most the room");
+                    debug_assert!(pushed.is_ok(), "at most the room was asked for");
                 }
                 Outcome::Dropped(reason) => self.stats.dropped(reason, 1),
                 Outcome::NoBuffer => break,
             }
-            ring.stage_used(n_taken, *head, 0);
             n_taken += 1;
         }
-        let old = ring.next_used;
-        ring.advance(n_taken);
-        taken.called = ring.publish(old);
+        give_back(ring, &heads[..n_taken]);
+        taken.called = ring.publish();
         Ok(taken)
     }
 
-    /// Copies a frame that lies in one piece and fits one buffer.
+    /// Copies a frame that lies in one piece with its header and fits one buffer.
     #[inline(always)]
-    fn copy_plain(&mut self, frame: GuestSlice<'_>) -> Outcome {
+    fn copy_plain(&mut self, chain: GuestSlice<'_>, header_bytes: usize) -> Outcome {
         let Some(mut packet) = self.pool.alloc() else { return Outcome::NoBuffer };
+        let frame = chain.skip(header_bytes);
         frame.append_to(&mut packet, frame.len());
-        Outcome::Frame(packet)
+        self.admit(&[chain], packet)
+    }
+
+    /// Every frame from a guest comes through here, with the chain it came in: the place for what its header says.
+    #[inline(always)]
+    fn admit(&mut self, _chain: &[GuestSlice<'_>], packet: PacketBuf) -> Outcome {
+        Outcome::Frame(packet) // no offload is offered: the header isn't read
     }
 
     /// Any other chain: gathered whole, checked, then copied.
     #[inline(never)]
-    fn copy_chain<'m>(
+    fn copy_chain<'m, L: Layout>(
         &mut self,
-        ring: &'m SplitRing,
+        layout: &L,
+        features: &RingFeatures,
         memory: &mut Translator<'m>,
-        head: u16,
+        head: &Head,
         budget: &mut usize,
     ) -> Outcome {
         let mut chain = Chain::new();
-        let gathered = chain.gather(&ring.memory, memory, head, Direction::FromGuest, ring.features.indirect);
+        let gathered = layout.gather(head, memory, Direction::FromGuest, features.indirect, &mut chain);
         *budget = budget.saturating_sub(chain.len().max(1));
         if let Err(error) = gathered {
             return Outcome::Dropped(error.reason());
         }
-        let header_bytes = ring.features.header_bytes;
+        let header_bytes = features.header_bytes;
         let frame_bytes = chain.bytes().saturating_sub(header_bytes as u64);
         if frame_bytes < MIN_FRAME_BYTES as u64 {
             return Outcome::Dropped(DropReason::Runt);
@@ -190,23 +208,22 @@ impl Walk<'_> {
             return Outcome::Dropped(DropReason::Oversize);
         }
         match copy_slices(self.pool, &chain, header_bytes) {
-            Some(packet) => Outcome::Frame(packet),
+            Some(packet) => self.admit(&chain, packet),
             None => Outcome::NoBuffer,
         }
     }
 }
 
-/// The frame of a chain of one direct descriptor that fits one buffer, behind its header.
+/// A chain of one direct descriptor, if the frame behind its header fits one buffer.
 #[inline(always)]
-fn plain_frame<'m>(ring: &SplitRing, memory: &mut Translator<'m>, head: u16) -> Option<GuestSlice<'m>> {
-    let descriptor = ring.memory.descriptor(head);
-    let header_bytes = ring.features.header_bytes;
+fn plain_frame<'m>(head: &Head, header_bytes: usize, memory: &mut Translator<'m>) -> Option<GuestSlice<'m>> {
+    let descriptor = &head.first;
     let frame_bytes = (descriptor.len as usize).wrapping_sub(header_bytes);
     let plain = descriptor.flags & (F_NEXT | F_INDIRECT | F_WRITE) == 0;
     if !plain || frame_bytes.wrapping_sub(MIN_FRAME_BYTES) > DATA_ROOM - MIN_FRAME_BYTES {
         return None;
     }
-    memory.slice(Gpa(descriptor.addr), descriptor.len).map(|slice| slice.skip(header_bytes))
+    memory.slice(Gpa(descriptor.addr), descriptor.len)
 }
 
 /// Copies the bytes of `slices` from `skip` on into a new chain of buffers; `None` when the pool runs out.

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use spp_drivers::spsc::{self, Consumer, Producer};
 
-use crate::vring::layout::RingMemory;
-use crate::vring::split::SplitRing;
-use crate::vring::{CallFd, RingFault};
+use crate::vring::{CallFd, Ring, RingFault, RingMemory};
 
 /// Commands a half may be behind.
 const SLOTS: usize = 16;
@@ -25,7 +23,7 @@ pub const DEADLINE: Duration = Duration::from_secs(1);
 pub enum Command {
     /// Poll this ring from now on. With its enable flag: a disabled ring is drained, so a ring that is
     /// enabled must never be seen without it.
-    Start(Box<SplitRing>, bool),
+    Start(Box<Ring>, bool),
     /// The ring's memory is mapped elsewhere now; the old mapping comes back.
     Remap(Box<RingMemory>),
     /// Use this eventfd from now on; the old one comes back.
@@ -45,7 +43,7 @@ pub enum Reply {
     /// The eventfd used until now.
     Call(Option<Arc<CallFd>>),
     /// The ring polled until now, if there was one.
-    Ring(Option<Box<SplitRing>>),
+    Ring(Option<Box<Ring>>),
 }
 
 /// The half did not answer in time.
@@ -84,7 +82,7 @@ pub struct Handover {
 pub struct Mailbox {
     commands: Consumer<Command>,
     replies: Producer<Reply>,
-    ring: Option<Box<SplitRing>>,
+    ring: Option<Box<Ring>>,
     enabled: bool,
     state: Arc<RingState>,
 }
@@ -174,11 +172,10 @@ impl Mailbox {
             }
             (Command::Remap(mut memory), Some(ring)) => {
                 ring.swap_memory(&mut memory);
-                ring.memory.suppress_kicks(ring.next_avail);
                 Reply::Memory(memory)
             }
             (Command::Remap(memory), None) => Reply::Memory(memory),
-            (Command::Call(call), Some(ring)) => Reply::Call(std::mem::replace(&mut ring.call, call)),
+            (Command::Call(call), Some(ring)) => Reply::Call(ring.swap_call(call)),
             (Command::Call(call), None) => Reply::Call(call),
             (Command::Enable(enabled), _) => {
                 self.enabled = enabled;
@@ -195,7 +192,7 @@ impl Mailbox {
 
     /// The ring to work on, and whether it is enabled. `None` when there is none or it has failed.
     #[inline(always)]
-    pub fn ring(&mut self) -> Option<(&mut SplitRing, bool)> {
+    pub fn ring(&mut self) -> Option<(&mut Ring, bool)> {
         // The fault is ours to write, so a relaxed look is enough.
         if self.state.fault.load(Ordering::Relaxed) != 0 {
             return None;

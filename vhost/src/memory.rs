@@ -14,7 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use spp_drivers::dma::PacketBuf;
 use spp_drivers::fault::{self, Fill, Guard};
 
-use crate::vring::layout::{DESCRIPTOR_BYTES, Descriptor};
+use crate::vring::layout::DESCRIPTOR_BYTES;
 
 /// Most regions one guest may share. QEMU with memory slots shares one per DIMM.
 pub const MAX_REGIONS: usize = 128;
@@ -339,14 +339,14 @@ impl<'m> GuestSlice<'m> {
         unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line) }
     }
 
-    /// The descriptor at the front, each word read once; the slice holds at least 16 bytes.
+    /// The two words of a descriptor at the front, each read once; the slice holds at least 16 bytes.
     #[inline(always)]
-    pub(crate) fn read_descriptor(&self) -> Descriptor {
+    pub(crate) fn read_words(&self) -> [u64; 2] {
         assert!(self.len >= DESCRIPTOR_BYTES, "callers ask for whole descriptors");
         let words = self.host.as_ptr().cast::<Words>();
         // SAFETY: 16 mapped bytes, and Words has no alignment; volatile, so that it is one copy.
         let words = unsafe { words.read_volatile() };
-        Descriptor::from_words([words.0, words.1])
+        [words.0, words.1]
     }
 }
 
@@ -358,6 +358,7 @@ struct Words(u64, u64);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vring::layout::Descriptor;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     const VA: u64 = 0x7f00_0000_0000;
@@ -386,7 +387,7 @@ mod tests {
         let mut memory = Translator::new(&map);
         for (gpa, file_offset) in [(0x9_fff0u64, 0x9_fff0u64), (0xc_0000, 0xc_0123), (0x10_0000, 0x10_0123)] {
             rustix::io::pwrite(&file, &gpa.to_le_bytes(), file_offset).unwrap();
-            let words = memory.slice(Gpa(gpa), 16).unwrap().read_descriptor();
+            let words = Descriptor::from_words(memory.slice(Gpa(gpa), 16).unwrap().read_words());
             assert_eq!(words.addr, gpa);
         }
         assert!(memory.slice(Gpa(0x9_fff1), 16).is_none(), "the end of a region is the end");

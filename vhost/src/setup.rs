@@ -5,9 +5,12 @@
 //! and kicks before it enables. So nothing here asks for an order: a ring runs as soon as what
 //! it needs is there, and a message that changes a running ring restarts it.
 
+use std::sync::Arc;
+
+use crate::memory::GuestMap;
 use crate::net_hdr::{HEADER_BYTES, LEGACY_HEADER_BYTES};
-use crate::vring::RingFeatures;
 use crate::vring::layout::RingAddr;
+use crate::vring::{FIRST_PACKED_BASE, RingFeatures, RingMemory};
 
 /// Largest ring a driver may set (virtio 1.2, 2.7).
 pub const MAX_RING_SIZE: u16 = 32_768;
@@ -25,8 +28,13 @@ pub const EVENT_IDX: u64 = 1 << 29;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
+/// VIRTIO_F_RING_PACKED.
+pub const RING_PACKED: u64 = 1 << 34;
+/// VIRTIO_F_IN_ORDER.
+pub const IN_ORDER: u64 = 1 << 35;
+
 /// Everything offered, by name. What is offered is implemented.
-pub const OFFERED: [(u64, &str); 6] = [
+pub const OFFERED: &[(u64, &str)] = &[
     (MRG_RXBUF, "mrg_rxbuf"),
     (ANY_LAYOUT, "any_layout"),
     (INDIRECT_DESC, "indirect_desc"),
@@ -50,6 +58,8 @@ pub fn ring_features(features: u64) -> RingFeatures {
     let mergeable = features & MRG_RXBUF != 0;
     let long = mergeable || features & VERSION_1 != 0;
     RingFeatures {
+        packed: features & RING_PACKED != 0,
+        in_order: features & IN_ORDER != 0,
         mergeable,
         event_idx: features & EVENT_IDX != 0,
         indirect: features & INDIRECT_DESC != 0,
@@ -60,8 +70,8 @@ pub fn ring_features(features: u64) -> RingFeatures {
 /// Why a set-up message is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
-    /// SET_VRING_NUM with 0, no power of two, or too much.
-    #[error("ring size {0} is not a power of two up to {MAX_RING_SIZE}")]
+    /// SET_VRING_NUM with 0, too much, or for a split ring no power of two.
+    #[error("ring size {0} is not a power of two up to {MAX_RING_SIZE}, and the ring is not packed")]
     Size(u32),
     /// SET_VRING_BASE beyond 16 bits.
     #[error("ring base {0} is no index of a split ring")]
@@ -78,10 +88,17 @@ pub struct RingPlan {
     pub size: u16,
     /// Where it is.
     pub addr: RingAddr,
-    /// Next available index.
-    pub base: u16,
+    /// Where it goes on, as SET_VRING_BASE says it.
+    pub base: u32,
     /// Negotiated features.
     pub features: RingFeatures,
+}
+
+impl RingPlan {
+    /// The ring in `map`. `None` when a part of it is not aligned or lies outside.
+    pub fn map_ring(&self, map: &Arc<GuestMap>) -> Option<RingMemory> {
+        RingMemory::new(map.clone(), self.addr, self.size, self.features.packed)
+    }
 }
 
 /// The set-up of one ring as far as it has come.
@@ -89,7 +106,8 @@ pub struct RingPlan {
 pub struct RingSetup {
     size: Option<u16>,
     addr: Option<RingAddr>,
-    base: u16,
+    /// SET_VRING_BASE; without it a ring starts as a driver's fresh ring does.
+    base: Option<u32>,
     /// SET_VRING_KICK has come since the last stop: the driver is ready. We poll, so whether it
     /// brought a descriptor, and whether that ever fires, makes no difference.
     kicked: bool,
@@ -97,9 +115,10 @@ pub struct RingSetup {
 }
 
 impl RingSetup {
-    /// SET_VRING_NUM.
-    pub fn set_size(&mut self, num: u32) -> Result<(), SetupError> {
-        let valid = |n: &u16| n.is_power_of_two() && *n <= MAX_RING_SIZE;
+    /// SET_VRING_NUM. Only packed rings may have any size.
+    pub fn set_size(&mut self, num: u32, features: Option<u64>) -> Result<(), SetupError> {
+        let packed = features.is_some_and(is_packed);
+        let valid = |n: &u16| (1..=MAX_RING_SIZE).contains(n) && (packed || n.is_power_of_two());
         let size = u16::try_from(num).ok().filter(valid).ok_or(SetupError::Size(num))?;
         self.size = Some(size);
         Ok(())
@@ -110,9 +129,13 @@ impl RingSetup {
         self.addr = Some(addr);
     }
 
-    /// SET_VRING_BASE.
-    pub fn set_base(&mut self, num: u32) -> Result<(), SetupError> {
-        self.base = u16::try_from(num).map_err(|_| SetupError::Base(num))?;
+    /// SET_VRING_BASE: an index, or for a packed ring slots and wrap counters.
+    pub fn set_base(&mut self, num: u32, features: Option<u64>) -> Result<(), SetupError> {
+        let split = features.is_some_and(|features| !is_packed(features));
+        if split && num > u32::from(u16::MAX) {
+            return Err(SetupError::Base(num));
+        }
+        self.base = Some(num);
         Ok(())
     }
 
@@ -126,18 +149,21 @@ impl RingSetup {
         self.enabled = enabled;
     }
 
-    /// GET_VRING_BASE: the ring stops, stays configured, and goes on after the next kick. Returns the
-    /// next available index.
-    pub fn stop(&mut self) -> u16 {
+    /// GET_VRING_BASE: the ring stops, stays configured, and goes on after the next kick. Returns where.
+    pub fn stop(&mut self, features: Option<u64>) -> u32 {
         self.kicked = false;
-        self.base
+        self.base_or_first(features.unwrap_or(0))
     }
 
-    /// A running ring came back at index `next_avail`: it goes on there, unless the frontend has set another
+    fn base_or_first(&self, features: u64) -> u32 {
+        self.base.unwrap_or(if is_packed(features) { FIRST_PACKED_BASE } else { 0 })
+    }
+
+    /// A running ring came back at `base`: it goes on there, unless the frontend has set another
     /// base since it started from `started_at`.
-    pub fn came_back(&mut self, started_at: u16, next_avail: u16) {
-        if self.base == started_at {
-            self.base = next_avail;
+    pub fn came_back(&mut self, started_at: u32, base: u32) {
+        if self.base.is_none_or(|set| set == started_at) {
+            self.base = Some(base);
         }
     }
 
@@ -154,18 +180,35 @@ impl RingSetup {
     /// The plan, when all is there.
     pub fn plan(&self, features: Option<u64>) -> Option<RingPlan> {
         let (features, size, addr) = (features?, self.size?, self.addr?);
-        self.kicked.then_some(RingPlan { size, addr, base: self.base, features: ring_features(features) })
+        let base = self.base_or_first(features);
+        let features = ring_features(features);
+        let plan = RingPlan { size, addr, base, features };
+        (self.kicked && self.contradiction(&features).is_none()).then_some(plan)
+    }
+
+    /// Size and base may come before the features that say what they mean.
+    fn contradiction(&self, features: &RingFeatures) -> Option<&'static str> {
+        match (features.packed, self.size, self.base) {
+            (false, Some(size), _) if !size.is_power_of_two() => Some("a size that is a power of two"),
+            (false, _, Some(base)) if base > u32::from(u16::MAX) => Some("a base that is an index"),
+            (true, Some(size), Some(base)) if base as u16 & 0x7fff >= size => Some("a base inside the ring"),
+            _ => None,
+        }
     }
 
     /// What is still missing, in words; `None` when nothing is.
-    pub fn missing(&self) -> Option<&'static str> {
+    pub fn missing(&self, features: Option<u64>) -> Option<&'static str> {
         match self {
             RingSetup { size: None, .. } => Some("its size"),
             RingSetup { addr: None, .. } => Some("its addresses"),
             RingSetup { kicked: false, .. } => Some("its start"),
-            _ => None,
+            _ => self.contradiction(&ring_features(features?)),
         }
     }
+}
+
+fn is_packed(features: u64) -> bool {
+    features & RING_PACKED != 0
 }
 
 #[cfg(test)]
@@ -183,8 +226,8 @@ mod tests {
     fn apply(message: usize, setup: &mut RingSetup, features: &mut Option<u64>) {
         match message {
             0 => *features = Some(FEATURES),
-            1 => setup.set_size(256).unwrap(),
-            2 => setup.set_base(65_530).unwrap(),
+            1 => setup.set_size(256, *features).unwrap(),
+            2 => setup.set_base(65_530, *features).unwrap(),
             3 => setup.set_addr(ADDR),
             4 => setup.kick(),
             _ => setup.enable(true),
@@ -232,7 +275,7 @@ mod tests {
         (0..N_MESSAGES).for_each(|message| apply(message, &mut setup, &mut features));
         let plan = setup.plan(features).unwrap();
         setup.came_back(plan.base, 4); // ten frames later, over the wrap
-        assert_eq!(setup.stop(), 4);
+        assert_eq!(setup.stop(features), 4);
         assert_eq!(setup.plan(features), None);
         setup.kick();
         assert_eq!(setup.plan(features), Some(RingPlan { base: 4, ..plan }));
@@ -243,7 +286,7 @@ mod tests {
         let (mut setup, mut features) = (RingSetup::default(), None);
         (0..N_MESSAGES).for_each(|message| apply(message, &mut setup, &mut features));
         let started_at = setup.plan(features).unwrap().base;
-        setup.set_base(8).unwrap();
+        setup.set_base(8, features).unwrap();
         setup.came_back(started_at, 70);
         assert_eq!(setup.plan(features).unwrap().base, 8);
     }
@@ -252,12 +295,12 @@ mod tests {
     fn impossible_sizes_and_bases_are_refused() {
         let mut setup = RingSetup::default();
         for size in [0, 3, 255, 65_535, 65_536, 1 << 31] {
-            assert_eq!(setup.set_size(size), Err(SetupError::Size(size)));
+            assert_eq!(setup.set_size(size, None), Err(SetupError::Size(size)));
         }
         for size in [1, 256, 32_768] {
-            assert_eq!(setup.set_size(size), Ok(()));
+            assert_eq!(setup.set_size(size, None), Ok(()));
         }
-        assert_eq!(setup.set_base(65_536), Err(SetupError::Base(65_536)));
+        assert_eq!(setup.set_base(65_536, Some(VERSION_1)), Err(SetupError::Base(65_536)));
     }
 
     #[test]

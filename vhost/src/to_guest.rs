@@ -14,11 +14,11 @@ use spp_drivers::{BURST, Burst};
 
 use crate::handover::Mailbox;
 use crate::memory::{Gpa, GuestSlice, Translator};
-use crate::net_hdr::{HEADER_BYTES, header};
-use crate::vring::RingFault;
+use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
-use crate::vring::split::SplitRing;
+use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
+use crate::vring::{RingFault, fill};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -38,7 +38,7 @@ impl TxQueue for ToGuest {
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
         self.mailbox.poll();
         let sent = match self.mailbox.ring() {
-            Some((ring, true)) => send(ring, pool, from, &self.stats),
+            Some((ring, true)) => for_layout!(&mut ring.0, ring => send(ring, pool, from, &self.stats)),
             _ => {
                 let n = from.free_all(pool);
                 self.stats.dropped(DropReason::NotRunning, n);
@@ -79,54 +79,45 @@ struct Sent {
 }
 
 /// Sends from the front of `from`. A fault found half-way still publishes what was delivered before it.
-fn send(
-    ring: &mut SplitRing,
+fn send<L: Layout>(
+    ring: &mut Queue<L>,
     pool: &mut PoolCache,
     from: &mut Burst,
     stats: &QueueStats,
 ) -> Result<Sent, RingFault> {
-    let old = ring.next_used;
-    let mut available = ring.available()?;
+    ring.look()?;
     let mut sent = Sent::default();
     let mut fault = None;
-    while !from.is_empty() && available > 0 {
-        let n = match send_plain(ring, from, available) {
+    while !from.is_empty() {
+        match send_plain(ring, from) {
             Ok((n, bytes)) => {
                 sent.n_frames += n;
                 sent.bytes += bytes;
-                n
+                sent.n_left += n;
+                from.take_front(n).for_each(|packet| pool.free(packet));
             }
             Err(found) => {
                 fault = Some(found);
                 break;
             }
-        };
-        ring.advance(n as u16);
-        available -= n as u16;
-        sent.n_left += n;
-        from.take_front(n).for_each(|packet| pool.free(packet));
+        }
         let Some(packet) = from.first() else { break };
-        let (outcome, n_chains) = match send_chained(ring, packet, available) {
-            Ok(outcome) => outcome,
-            Err(found) => {
-                fault = Some(found);
-                break;
-            }
-        };
-        match outcome {
-            Outcome::Full => break,
-            Outcome::Dropped(reason) => stats.dropped(reason, 1),
-            Outcome::Delivered => {
+        match send_chained(ring, packet) {
+            Ok(Outcome::Full) => break,
+            Ok(Outcome::Dropped(reason)) => stats.dropped(reason, 1),
+            Ok(Outcome::Delivered) => {
                 sent.n_frames += 1;
                 sent.bytes += packet.total_len() as u64;
             }
+            Err(found) => {
+                fault = Some(found);
+                break;
+            }
         }
-        ring.advance(n_chains);
-        available -= n_chains;
         sent.n_left += 1;
         from.take_front(1).for_each(|packet| pool.free(packet));
     }
-    sent.called = ring.publish(old);
+    sent.called = ring.publish();
     match fault {
         Some(fault) if sent.n_left == 0 => Err(fault),
         // Found again, and reported, by the next burst.
@@ -135,48 +126,49 @@ fn send(
 }
 
 /// Sends frames that fit one direct descriptor, up to the first that doesn't: most of all
-/// traffic. Returns how many, and their bytes; their chains are used up, but not yet taken off the ring.
+/// traffic. Returns how many, and their bytes; their chains are used, but not yet published.
 #[inline(always)]
-fn send_plain(ring: &SplitRing, from: &Burst, available: u16) -> Result<(usize, u64), RingFault> {
-    let n = from.len().min(usize::from(available));
-    let heads = ring.heads(n)?;
-    heads[..n].iter().for_each(|head| ring.memory.prefetch_descriptor(*head));
-    let mut memory = Translator::new(ring.memory.map());
+fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u64), RingFault> {
+    if from[0].is_chained() {
+        return Ok((0, 0));
+    }
+    let Queue { layout, place, features, .. } = ring;
+    let mut heads = Heads::new();
+    layout.heads(place, from.len(), &mut heads)?;
+    let mut memory = Translator::new(layout.map());
     let mut slots: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
-    for (head, packet) in heads[..n].iter().zip(from.iter()) {
-        let Some(slot) = plain_slot(ring, &mut memory, *head, packet) else { break };
+    for (head, packet) in heads.iter().zip(from.iter()) {
+        let Some(slot) = plain_slot(head, features.header_bytes, &mut memory, packet) else { break };
         slot.prefetch();
         packet.prefetch();
         slots.push(slot);
     }
-    let n = slots.len();
-    let header_bytes = ring.features.header_bytes;
-    let header = header(1);
     let mut bytes = 0;
-    for (i, (slot, packet)) in slots.iter().zip(from.iter()).enumerate() {
-        slot.write(&header[..header_bytes]);
-        slot.skip(header_bytes).write(packet.data());
-        ring.stage_used(i as u16, heads[i], (header_bytes + packet.len()) as u32);
+    for (slot, packet) in slots.iter().zip(from.iter()) {
+        let header = net_hdr::to_guest(packet, 1);
+        fill(&[*slot], &header[..features.header_bytes], packet);
         bytes += packet.len() as u64;
     }
-    Ok((n, bytes))
+    let used = heads.iter().zip(from.iter()).take(slots.len());
+    let used = used.map(|(head, packet)| head.used((features.header_bytes + packet.len()) as u32));
+    layout.complete(place, used);
+    Ok((slots.len(), bytes))
 }
 
-/// The one descriptor at `head`, if the frame fits it.
+/// The one descriptor of a chain, if the frame fits it.
 #[inline(always)]
 fn plain_slot<'m>(
-    ring: &SplitRing,
+    head: &Head,
+    header_bytes: usize,
     memory: &mut Translator<'m>,
-    head: u16,
     packet: &PacketBuf,
 ) -> Option<GuestSlice<'m>> {
-    let descriptor = ring.memory.descriptor(head);
-    let plain = descriptor.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    let fits = descriptor.len as usize >= packet.len() + ring.features.header_bytes;
+    let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
+    let fits = head.first.len as usize >= packet.len() + header_bytes;
     if !plain || !fits || packet.is_chained() {
         return None;
     }
-    memory.slice(Gpa(descriptor.addr), descriptor.len)
+    memory.slice(Gpa(head.first.addr), head.first.len)
 }
 
 /// How one frame ended.
@@ -188,79 +180,50 @@ enum Outcome {
     Full,
 }
 
-/// Chains gathered for one frame: head, and capacity in bytes.
-type Heads = ArrayVec<(u16, u64), MAX_CHAIN>;
+/// Chains gathered for one frame; their lengths are capacities first.
+type Taken = ArrayVec<Used, MAX_CHAIN>;
 
-/// Sends one frame of any shape into chains of any shape. Returns the chains it used up, not yet
-/// taken off the ring.
+/// Sends one frame of any shape into chains of any shape. The chains it takes are used, but not yet published.
 #[inline(never)]
-fn send_chained(ring: &SplitRing, packet: &PacketBuf, available: u16) -> Result<(Outcome, u16), RingFault> {
-    let need = (ring.features.header_bytes + packet.total_len()) as u64;
-    let mut memory = Translator::new(ring.memory.map());
-    let mut chain = Chain::new();
-    let mut heads = Heads::new();
+fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Outcome, RingFault> {
+    let Queue { layout, place, features, .. } = ring;
+    let need = (features.header_bytes + packet.total_len()) as u64;
+    let mut memory = Translator::new(layout.map());
+    let (mut chain, mut taken, mut cursor) = (Chain::new(), Taken::new(), place.avail);
     while chain.bytes() < need {
-        let n = heads.len() as u16;
-        if n > 0 && !ring.features.mergeable || heads.is_full() {
-            return Ok((Outcome::Dropped(DropReason::Oversize), 0));
+        if !taken.is_empty() && !features.mergeable || taken.is_full() {
+            return Ok(Outcome::Dropped(DropReason::Oversize));
         }
-        if n == available {
+        let Some(head) = layout.head_at(place, &mut cursor)? else {
             // All the guest could ever give, and still too little: waiting would not help.
-            let all = available == ring.memory.size();
-            return Ok((if all { Outcome::Dropped(DropReason::Oversize) } else { Outcome::Full }, 0));
-        }
-        let head = ring.head(n)?;
+            let n_slots: u32 = taken.iter().map(|used| u32::from(used.n_slots)).sum();
+            let all = n_slots == u32::from(layout.size());
+            return Ok(if all { Outcome::Dropped(DropReason::Oversize) } else { Outcome::Full });
+        };
         let before = chain.bytes();
-        let direction = Direction::ToGuest;
-        match chain.gather(&ring.memory, &mut memory, head, direction, ring.features.indirect) {
-            Ok(()) => heads.push((head, chain.bytes() - before)),
-            Err(ChainError::TooLong) if n > 0 => return Ok((Outcome::Dropped(DropReason::Oversize), 0)),
+        let gathered = layout.gather(&head, &mut memory, Direction::ToGuest, features.indirect, &mut chain);
+        match gathered {
+            // More than a frame can need is as good as the most it can.
+            Ok(()) => taken.push(head.used(u32::try_from(chain.bytes() - before).unwrap_or(u32::MAX))),
+            Err(ChainError::TooLong) if !taken.is_empty() => {
+                return Ok(Outcome::Dropped(DropReason::Oversize));
+            }
             Err(error) => {
-                heads.push((head, 0));
-                give_back_empty(ring, &heads);
-                return Ok((Outcome::Dropped(error.reason()), heads.len() as u16));
+                // Bad chains go back with length 0, or the guest would wait for them for ever.
+                taken.push(head.used(0));
+                layout.complete(place, taken.iter().map(|used| Used { len: 0, ..*used }));
+                return Ok(Outcome::Dropped(error.reason()));
             }
         }
     }
-    let n = heads.len() as u16;
-    let header: [u8; HEADER_BYTES] = header(n);
-    let mut writer = Writer { slices: &chain, at: 0 };
-    writer.write(&header[..ring.features.header_bytes]);
-    packet.segments().for_each(|segment| writer.write(segment));
-    let mut left = need;
-    for (i, (head, capacity)) in heads.iter().enumerate() {
-        let len = left.min(*capacity);
-        ring.stage_used(i as u16, *head, len as u32);
+    let header = net_hdr::to_guest(packet, taken.len() as u16);
+    fill(&chain, &header[..features.header_bytes], packet);
+    let mut left = need as u32;
+    let lens = taken.iter().map(|used| {
+        let len = left.min(used.len);
         left -= len;
-    }
-    Ok((Outcome::Delivered, n))
-}
-
-/// Bad chains go back with length 0, or the guest would wait for them for ever.
-#[cold]
-fn give_back_empty(ring: &SplitRing, heads: &Heads) {
-    for (i, (head, _)) in heads.iter().enumerate() {
-        ring.stage_used(i as u16, *head, 0);
-    }
-}
-
-/// Writes bytes one after the other into a list of guest buffers.
-struct Writer<'c, 'm> {
-    slices: &'c [GuestSlice<'m>],
-    /// Bytes written into the first of `slices`.
-    at: usize,
-}
-
-impl Writer<'_, '_> {
-    /// Writes all of `bytes`; the buffers are known to be long enough.
-    fn write(&mut self, mut bytes: &[u8]) {
-        while let (Some(slice), false) = (self.slices.first(), bytes.is_empty()) {
-            let n = slice.skip(self.at).write(bytes);
-            bytes = &bytes[n..];
-            self.at += n;
-            if self.at == slice.len() {
-                (self.slices, self.at) = (&self.slices[1..], 0);
-            }
-        }
-    }
+        Used { len, ..*used }
+    });
+    layout.complete(place, lens);
+    Ok(Outcome::Delivered)
 }

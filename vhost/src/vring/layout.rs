@@ -32,7 +32,7 @@ pub struct RingAddr {
 }
 
 /// A ring's memory, mapped: all three parts lie whole in regions of `map`, aligned.
-pub struct RingMemory {
+pub struct SplitMemory {
     desc: NonNull<u64>,
     avail: NonNull<u16>,
     used: NonNull<u16>,
@@ -41,12 +41,12 @@ pub struct RingMemory {
 }
 
 // SAFETY: the pointers lead into mappings that `map` keeps alive.
-unsafe impl Send for RingMemory {}
+unsafe impl Send for SplitMemory {}
 
-impl RingMemory {
+impl SplitMemory {
     /// Translates a ring of `size` descriptors (a power of two). `None` when a part is not
     /// aligned or does not lie whole in one region.
-    pub fn new(map: Arc<GuestMap>, addr: RingAddr, size: u16) -> Option<RingMemory> {
+    pub fn new(map: Arc<GuestMap>, addr: RingAddr, size: u16) -> Option<SplitMemory> {
         assert!(size.is_power_of_two(), "ring sizes are checked when they are set");
         let n = u32::from(size);
         let part = |va: FrontendVa, align: u64, len: u32| {
@@ -58,7 +58,7 @@ impl RingMemory {
         let desc = part(addr.desc, 16, n * DESCRIPTOR_BYTES)?.cast();
         let avail = part(addr.avail, 2, 4 + 2 * n + 2)?.cast();
         let used = part(addr.used, 4, 4 + 8 * n + 2)?.cast();
-        Some(RingMemory { desc, avail, used, mask: size - 1, map })
+        Some(SplitMemory { desc, avail, used, mask: size - 1, map })
     }
 
     /// Descriptors in the ring.

@@ -1,11 +1,19 @@
 //! Running rings: what a set-up becomes when it is complete, and what a polling half walks.
 
 pub mod chain;
+mod fill;
 pub mod layout;
-pub mod split;
+mod packed;
+mod packed_layout;
+mod split;
+pub(crate) mod walk;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+
+pub(crate) use fill::fill;
+pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
+pub use walk::{Ring, RingMemory};
 
 /// Ring index of the guest's receive ring: we send to the guest through it.
 pub const TO_GUEST: usize = 0;
@@ -24,6 +32,12 @@ pub enum RingFault {
     HeadOutside = 2,
     /// A page of the guest's memory is gone: its file was truncated.
     MemoryGone = 3,
+    /// Packed: a buffer id is not below the ring's size.
+    IdOutside = 4,
+    /// Packed: a chain goes on in a descriptor that is not available (virtio 1.2, 2.8.6).
+    ChainCut = 5,
+    /// Packed: a chain has no end, so that nobody knows where the next one starts.
+    ChainEndless = 6,
 }
 
 impl RingFault {
@@ -33,6 +47,9 @@ impl RingFault {
             1 => Some(RingFault::IndexJump),
             2 => Some(RingFault::HeadOutside),
             3 => Some(RingFault::MemoryGone),
+            4 => Some(RingFault::IdOutside),
+            5 => Some(RingFault::ChainCut),
+            6 => Some(RingFault::ChainEndless),
             _ => None,
         }
     }
@@ -43,6 +60,13 @@ impl RingFault {
             RingFault::IndexJump => "the guest's available index jumped by more than the ring's size",
             RingFault::HeadOutside => "the guest's available ring names a descriptor outside the ring",
             RingFault::MemoryGone => "the guest's memory vanished: its backing file was truncated",
+            RingFault::IdOutside => {
+                "the guest's packed ring has a buffer id that is not below the ring's size"
+            }
+            RingFault::ChainCut => {
+                "a chain in the guest's packed ring goes on where no descriptor is available"
+            }
+            RingFault::ChainEndless => "a chain in the guest's packed ring has no end",
         }
     }
 }
@@ -50,6 +74,10 @@ impl RingFault {
 /// What was negotiated, as far as a ring cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingFeatures {
+    /// VIRTIO_F_RING_PACKED.
+    pub packed: bool,
+    /// VIRTIO_F_IN_ORDER: one used element may stand for a run of chains that were only read.
+    pub in_order: bool,
     /// VIRTIO_NET_F_MRG_RXBUF: one frame may fill several chains.
     pub mergeable: bool,
     /// VIRTIO_F_EVENT_IDX: calls are asked for by index.

@@ -1,151 +1,189 @@
-//! A running split ring: its memory, its indices, and what both directions share.
+//! The split ring as the walkers see it (virtio 1.2, 2.7).
 //!
-//! Owned by the polling half; made and taken apart by the port's control thread. A burst reads
-//! the available index once, takes its heads, works, writes its used elements, publishes
-//! once and decides once whether to call.
-
-use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+//! A burst reads the available index once, copies its heads, then the descriptors, in loops of their own so that
+//! cache misses overlap; used elements are written together and published with one store.
 
 use spp_drivers::BURST;
 
-use super::layout::RingMemory;
-use super::{CallFd, RingFault, RingFeatures};
+use super::RingFault;
+use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
+use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, SplitMemory};
+use super::walk::{Head, Heads, Layout, Place, Used};
+use crate::memory::{Gpa, GuestMap, Translator};
 
-/// A ring that a half polls. Boxed by the control thread, so that handing it over moves a pointer.
-pub struct SplitRing {
-    /// Where it is.
-    pub(crate) memory: RingMemory,
-    /// What was negotiated.
-    pub(crate) features: RingFeatures,
-    /// How to interrupt the guest; without it the guest polls.
-    pub(crate) call: Option<Arc<CallFd>>,
-    /// Next available index to take.
-    pub(crate) next_avail: u16,
-    /// Next used index to write.
-    pub(crate) next_used: u16,
+impl SplitMemory {
+    #[inline(always)]
+    fn head(&self, index: u16) -> Head {
+        Head { first: self.descriptor(index), id: index, at: index, n_slots: 1 }
+    }
 }
 
-impl SplitRing {
-    /// A ring that goes on where the frontend says. `base` is SET_VRING_BASE's available index; the
-    /// used index is the one in memory. A base behind the used index can't be true (a
-    /// driver that starts afresh on a ring it has used before sends 0): then the used index rules.
-    pub fn new(
-        memory: RingMemory,
-        features: RingFeatures,
-        call: Option<Arc<CallFd>>,
-        base: u16,
-    ) -> SplitRing {
-        let used = memory.used_idx();
-        let in_flight = base.wrapping_sub(used);
-        let next_avail = if in_flight > memory.size() { used } else { base };
-        memory.suppress_kicks(next_avail);
-        SplitRing { memory, features, call, next_avail, next_used: used }
-    }
-
-    /// The index GET_VRING_BASE answers with.
-    pub fn next_avail(&self) -> u16 {
-        self.next_avail
-    }
-
-    /// Moves the ring to other memory (the same ring in a new map); the old one remains in `memory`.
-    pub fn swap_memory(&mut self, memory: &mut RingMemory) {
-        std::mem::swap(&mut self.memory, memory);
-    }
-
-    /// Lets the guest kick again; for a ring that stops.
-    pub fn rest(&self) {
-        self.memory.allow_kicks(self.next_avail);
-    }
-
-    /// Chains the guest has made available; reads its index once. Looks also whether the
-    /// guest's memory is still all there.
+impl Layout for SplitMemory {
     #[inline(always)]
-    pub(crate) fn available(&self) -> Result<u16, RingFault> {
-        let n = self.memory.avail_idx().wrapping_sub(self.next_avail);
-        if n <= self.memory.size() && !self.memory.map().is_poisoned() {
-            return Ok(n);
+    fn map(&self) -> &GuestMap {
+        SplitMemory::map(self)
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        SplitMemory::size(self)
+    }
+
+    /// `base` is the available index; the used index is the one in memory. A base behind the used index can't be
+    /// true (a driver that starts afresh on a ring it has used before sends 0): then the used index rules.
+    fn place(&self, base: u32) -> Place {
+        let (base, used) = (base as u16, self.used_idx());
+        let in_flight = base.wrapping_sub(used);
+        Place::new(if in_flight > self.size() { used } else { base }, used)
+    }
+
+    fn base(place: &Place) -> u32 {
+        u32::from(place.avail)
+    }
+
+    #[inline(always)]
+    fn look(&self, place: &mut Place) -> Result<(), RingFault> {
+        place.seen = self.avail_idx();
+        if place.seen.wrapping_sub(place.avail) <= self.size() {
+            return Ok(());
         }
         Err(self.blame(RingFault::IndexJump))
     }
 
-    /// Vanished memory reads as zeros, which looks like a lie: name the cause.
-    #[cold]
-    fn blame(&self, fault: RingFault) -> RingFault {
-        if self.memory.map().is_poisoned() { RingFault::MemoryGone } else { fault }
-    }
-
-    /// Copies the first `n` heads (at most a burst) out of the available ring, checked.
     #[inline(always)]
-    pub(crate) fn heads(&self, n: usize) -> Result<[u16; BURST], RingFault> {
-        let mut heads = [0; BURST];
+    fn heads(&self, place: &Place, max: usize, heads: &mut Heads) -> Result<(), RingFault> {
+        let n = max.min(usize::from(place.seen.wrapping_sub(place.avail)));
+        let mut indices = [0; BURST];
         let mut all = 0;
-        for (i, head) in heads.iter_mut().enumerate().take(n) {
-            *head = self.memory.avail_head(self.next_avail.wrapping_add(i as u16));
-            all |= u32::from(*head);
+        for (i, index) in indices.iter_mut().enumerate().take(n) {
+            *index = self.avail_head(place.avail.wrapping_add(i as u16));
+            all |= u32::from(*index);
         }
         // Sizes are powers of two: one bit at or above the size betrays any head outside.
-        if all >= u32::from(self.memory.size()) {
+        if all >= u32::from(self.size()) {
             return Err(self.blame(RingFault::HeadOutside));
         }
-        Ok(heads)
+        let indices = indices.iter().take(n);
+        indices.clone().for_each(|index| self.prefetch_descriptor(*index));
+        heads.extend(indices.map(|index| self.head(*index)));
+        Ok(())
     }
 
-    /// One head, checked.
     #[inline(always)]
-    pub(crate) fn head(&self, ahead: u16) -> Result<u16, RingFault> {
-        let head = self.memory.avail_head(self.next_avail.wrapping_add(ahead));
-        if head < self.memory.size() { Ok(head) } else { Err(self.blame(RingFault::HeadOutside)) }
-    }
-
-    /// Writes the used element `ahead` of the next; visible after [`publish`](Self::publish).
-    #[inline(always)]
-    pub(crate) fn stage_used(&self, ahead: u16, head: u16, len: u32) {
-        self.memory.write_used(self.next_used.wrapping_add(ahead), head, len);
-    }
-
-    /// Takes `n` chains off the available ring, whose used elements are written.
-    #[inline(always)]
-    pub(crate) fn advance(&mut self, n: u16) {
-        self.next_avail = self.next_avail.wrapping_add(n);
-        self.next_used = self.next_used.wrapping_add(n);
-    }
-
-    /// Publishes everything used since index `old`, and calls the guest if it asked for it.
-    /// True when it was called.
-    #[inline(always)]
-    pub(crate) fn publish(&self, old: u16) -> bool {
-        if old == self.next_used {
-            return false;
+    fn head_at(&self, place: &Place, cursor: &mut u16) -> Result<Option<Head>, RingFault> {
+        if *cursor == place.seen {
+            return Ok(None);
         }
-        self.memory.publish_used(self.next_used);
-        // The driver writes its wish, then reads our index; we write our index, then read its wish.
-        // Without a full fence both could miss the other's store (virtio 1.2, 2.7.7.1).
-        fence(Ordering::SeqCst);
-        let wanted = if self.features.event_idx {
-            wants_event(self.memory.used_event(), self.next_used, old)
-        } else {
-            !self.memory.wants_no_calls()
-        };
-        match &self.call {
-            Some(call) if wanted => {
-                call.signal();
-                true
+        let index = self.avail_head(*cursor);
+        if index >= self.size() {
+            return Err(self.blame(RingFault::HeadOutside));
+        }
+        *cursor = cursor.wrapping_add(1);
+        Ok(Some(self.head(index)))
+    }
+
+    fn gather<'m>(
+        &self,
+        head: &Head,
+        memory: &mut Translator<'m>,
+        direction: Direction,
+        indirect_allowed: bool,
+        chain: &mut Chain<'m>,
+    ) -> Result<(), ChainError> {
+        let mut table = Table::Ring(self);
+        let mut descriptor = head.first;
+        // Counts every descriptor looked at, so that a loop ends; one more for the one that names a table.
+        for _ in 0..=usize::from(self.size()).min(MAX_CHAIN) {
+            if descriptor.flags & F_INDIRECT != 0 {
+                if !indirect_allowed {
+                    return Err(ChainError::Malformed);
+                }
+                table = table.indirect(self, &descriptor)?;
+                descriptor = table.read(memory, 0)?;
+                continue;
             }
-            _ => false,
+            chain.add(&descriptor, memory, direction)?;
+            if descriptor.flags & F_NEXT == 0 {
+                return Ok(());
+            }
+            descriptor = table.read(memory, descriptor.next)?;
         }
+        Err(ChainError::Malformed)
+    }
+
+    #[inline(always)]
+    fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>) {
+        for Used { id, n_slots, len } in used {
+            self.write_used(place.used, id, len);
+            place.used = place.used.wrapping_add(n_slots);
+            place.avail = place.avail.wrapping_add(n_slots);
+        }
+    }
+
+    #[inline(always)]
+    fn publish(&self, place: &Place) {
+        self.publish_used(place.used);
+    }
+
+    #[inline(always)]
+    fn wants_call(&self, old: u16, new: u16, event_idx: bool) -> bool {
+        if event_idx { passes(self.used_event(), old, new) } else { !self.wants_no_calls() }
+    }
+
+    fn suppress_kicks(&self, place: &Place) {
+        SplitMemory::suppress_kicks(self, place.avail);
+    }
+
+    fn allow_kicks(&self, place: &Place) {
+        SplitMemory::allow_kicks(self, place.avail);
     }
 }
 
 /// Whether an index that went from `old` to `new` passed `event` (virtio 1.2, 2.7.7.1).
 #[inline(always)]
-fn wants_event(event: u16, new: u16, old: u16) -> bool {
+fn passes(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// Where descriptors are read from.
+enum Table<'r> {
+    Ring(&'r SplitMemory),
+    Indirect { gpa: u64, n: u16 },
+}
+
+impl<'r> Table<'r> {
+    /// Descriptor `index`, which must lie in the table. An indirect table need not be contiguous in our
+    /// address space: each descriptor is translated by itself.
+    fn read(&self, memory: &mut Translator<'_>, index: u16) -> Result<Descriptor, ChainError> {
+        match *self {
+            Table::Ring(ring) if index < ring.size() => Ok(ring.descriptor(index)),
+            Table::Indirect { gpa, n } if index < n => {
+                let at = gpa.checked_add(u64::from(index) * u64::from(DESCRIPTOR_BYTES));
+                let slice = at.and_then(|at| memory.slice(Gpa(at), DESCRIPTOR_BYTES));
+                let [first, second] = slice.ok_or(ChainError::Address)?.read_words();
+                Ok(Descriptor::from_words([first, second]))
+            }
+            _ => Err(ChainError::Malformed),
+        }
+    }
+
+    /// The table an indirect descriptor names. Not nested, not together with F_NEXT, whole
+    /// descriptors, no longer than the ring (virtio 1.2, 2.7.5.3.1).
+    fn indirect(&self, ring: &SplitMemory, descriptor: &Descriptor) -> Result<Table<'r>, ChainError> {
+        let n = descriptor.len / DESCRIPTOR_BYTES;
+        let whole = n > 0 && descriptor.len & (DESCRIPTOR_BYTES - 1) == 0 && n <= u32::from(ring.size());
+        match self {
+            Table::Ring(_) if whole && descriptor.flags & F_NEXT == 0 => {
+                Ok(Table::Indirect { gpa: descriptor.addr, n: n as u16 })
+            }
+            _ => Err(ChainError::Malformed),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::wants_event;
+    use super::passes;
 
     #[test]
     fn event_is_wanted_exactly_when_its_index_is_passed() {
@@ -155,7 +193,7 @@ mod tests {
                     let (old, new) = (start, start.wrapping_add(moved));
                     let passed = (0..moved).any(|i| old.wrapping_add(i) == start.wrapping_add(event));
                     assert_eq!(
-                        wants_event(start.wrapping_add(event), new, old),
+                        passes(start.wrapping_add(event), old, new),
                         passed,
                         "{start} {moved} {event}"
                     );

@@ -15,9 +15,8 @@ use spp_drivers::stats::{Counter, DropReason};
 use spp_drivers::{BURST, Burst};
 use spp_vhost::handover::{Command, Handover, Reply, handover};
 use spp_vhost::memory::{FrontendVa, GuestMap, RegionInfo};
-use spp_vhost::vring::layout::{RingAddr, RingMemory};
-use spp_vhost::vring::split::SplitRing;
-use spp_vhost::vring::{RingFault, RingFeatures};
+use spp_vhost::vring::layout::RingAddr;
+use spp_vhost::vring::{Ring, RingFault, RingFeatures, RingMemory};
 use spp_vhost::{FromGuest, ToGuest};
 
 pub const NEXT: u16 = 1;
@@ -103,7 +102,7 @@ impl Memory {
 }
 
 pub fn features(mergeable: bool, event_idx: bool) -> RingFeatures {
-    RingFeatures { mergeable, event_idx, indirect: true, header_bytes: 12 }
+    RingFeatures { packed: false, in_order: false, mergeable, event_idx, indirect: true, header_bytes: 12 }
 }
 
 /// A half under test with its ring, and the guest side of that ring.
@@ -182,8 +181,8 @@ impl<H: Half + Send> Bench<H> {
     }
 
     pub fn start(&mut self, features: RingFeatures) {
-        let memory = RingMemory::new(self.memory.map(), self.ring_addr(), self.size).unwrap();
-        let ring = SplitRing::new(memory, features, None, self.used);
+        let memory = RingMemory::new(self.memory.map(), self.ring_addr(), self.size, false).unwrap();
+        let ring = Ring::new(memory, features, None, u32::from(self.used));
         self.command(Command::Start(Box::new(ring), true));
     }
 

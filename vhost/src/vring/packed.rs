@@ -1,0 +1,252 @@
+//! The packed ring as the walkers see it (virtio 1.2, 2.8).
+//!
+//! Each descriptor's flags are read once, with its length and id in the same load. Used elements are single stores
+//! into the same ring; a burst's first one is written last, so that the driver sees all of them or none.
+//!
+//! The driver's lies are found here: a chain that is not available to its end, or has no end, leaves no way to tell
+//! where the next one starts, so the ring stops.
+
+use super::RingFault;
+use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
+use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
+use super::packed_layout::{EVENT_DESC, EVENT_DISABLE, F_AVAIL, F_USED, PackedMemory, State};
+use super::walk::{Head, Heads, Layout, Place, Used};
+use crate::memory::{Gpa, GuestMap, Translator};
+
+/// Descriptors of long chains looked at for one burst, as far as that is more than one chain.
+const SCAN_BUDGET: u16 = 1024;
+
+/// The wrap counter in a place, and in the event suppression structures.
+const WRAP: u16 = 1 << 15;
+
+/// A fresh ring: both wrap counters 1, both slots 0.
+pub const FIRST_BASE: u32 = 0x8000_8000;
+
+impl PackedMemory {
+    /// `n` (at most the ring's size) descriptors behind `at`.
+    #[inline(always)]
+    fn step(&self, at: u16, n: u16) -> u16 {
+        let slot = (at & !WRAP) + n;
+        match slot.checked_sub(self.size()) {
+            None => slot | at & WRAP,
+            Some(slot) => slot | (at & WRAP ^ WRAP),
+        }
+    }
+
+    /// Descriptor `at`, if it is available there.
+    #[inline(always)]
+    fn available(&self, at: u16) -> Option<State> {
+        let state = self.state(at & !WRAP);
+        // Available: the avail bit is the wrap counter, the used bit is not (virtio 1.2, 2.8.1).
+        let wanted = if at & WRAP != 0 { F_AVAIL } else { F_USED };
+        (state.flags() & (F_AVAIL | F_USED) == wanted).then_some(state)
+    }
+
+    /// The chain that starts at `at` with descriptor `first`.
+    #[inline(always)]
+    fn chain_at(&self, at: u16, first: State) -> Result<Head, RingFault> {
+        let (mut last, mut n_slots) = (first, 1);
+        if first.flags() & F_NEXT != 0 {
+            (last, n_slots) = self.find_end(at)?;
+        }
+        if last.id() >= self.size() {
+            return Err(self.blame(RingFault::IdOutside));
+        }
+        let slot = at & !WRAP;
+        Ok(Head { first: first.descriptor(self.buffer(slot)), id: last.id(), at: slot, n_slots })
+    }
+
+    /// The last descriptor of the chain at `at`, and how many there are. The id is the last one's (virtio 1.2, 2.8.6).
+    #[inline(never)]
+    fn find_end(&self, at: u16) -> Result<(State, u16), RingFault> {
+        let mut next = at;
+        for n in 1..=usize::from(self.size()).min(MAX_CHAIN) as u16 {
+            let state = self.available(next).ok_or_else(|| self.blame(RingFault::ChainCut))?;
+            if state.flags() & F_NEXT == 0 {
+                return Ok((state, n));
+            }
+            next = self.step(next, 1);
+        }
+        Err(self.blame(RingFault::ChainEndless))
+    }
+
+    /// Entries between two places that are at most a ring apart; `None` for those that can't be.
+    fn distance(&self, from: u16, to: u16) -> Option<u16> {
+        let (from_slot, to_slot) = (from & !WRAP, to & !WRAP);
+        if (from ^ to) & WRAP == 0 {
+            to_slot.checked_sub(from_slot)
+        } else {
+            (to_slot <= from_slot).then(|| self.size() - from_slot + to_slot)
+        }
+    }
+}
+
+impl Layout for PackedMemory {
+    #[inline(always)]
+    fn map(&self) -> &GuestMap {
+        PackedMemory::map(self)
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        PackedMemory::size(self)
+    }
+
+    /// `base` has slot and wrap counter of the next available descriptor in its lower half, of the next used one in
+    /// its upper half. Frontends that keep 16 bits leave the upper half 0; then, as when the two can't both be
+    /// true, nothing is in flight.
+    fn place(&self, base: u32) -> Place {
+        let (avail, used) = (base as u16, (base >> 16) as u16);
+        let avail = if avail & !WRAP < self.size() { avail } else { WRAP };
+        let known = used != 0 && used & !WRAP < self.size() && self.distance(used, avail).is_some();
+        Place::new(avail, if known { used } else { avail })
+    }
+
+    fn base(place: &Place) -> u32 {
+        u32::from(place.avail) | u32::from(place.used) << 16
+    }
+
+    #[inline(always)]
+    fn look(&self, _place: &mut Place) -> Result<(), RingFault> {
+        Ok(()) // each descriptor tells for itself
+    }
+
+    #[inline(always)]
+    fn heads(&self, place: &Place, max: usize, heads: &mut Heads) -> Result<(), RingFault> {
+        let (mut at, mut n_scanned) = (place.avail, 0);
+        for _ in 0..max {
+            let Some(first) = self.available(at) else { break };
+            let head = match self.chain_at(at, first) {
+                Ok(head) => head,
+                // Good chains before it are served first; the next burst meets it again.
+                Err(_) if !heads.is_empty() => break,
+                Err(fault) => return Err(fault),
+            };
+            n_scanned += head.n_slots;
+            // Only a driver that lies has more chains than its ring has room for.
+            if n_scanned > self.size() || n_scanned > SCAN_BUDGET && !heads.is_empty() {
+                break;
+            }
+            heads.push(head);
+            at = self.step(at, head.n_slots);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn head_at(&self, place: &Place, cursor: &mut u16) -> Result<Option<Head>, RingFault> {
+        let Some(first) = self.available(*cursor) else { return Ok(None) };
+        let head = self.chain_at(*cursor, first)?;
+        // A driver that lies could make us go round: what lies between here and there is not free again yet.
+        let taken = self.distance(place.avail, *cursor).unwrap_or(self.size());
+        if u32::from(taken) + u32::from(head.n_slots) > u32::from(self.size()) {
+            return Ok(None);
+        }
+        *cursor = self.step(*cursor, head.n_slots);
+        Ok(Some(head))
+    }
+
+    fn gather<'m>(
+        &self,
+        head: &Head,
+        memory: &mut Translator<'m>,
+        direction: Direction,
+        indirect_allowed: bool,
+        chain: &mut Chain<'m>,
+    ) -> Result<(), ChainError> {
+        if head.first.flags & F_INDIRECT != 0 {
+            if !indirect_allowed || head.n_slots != 1 {
+                return Err(ChainError::Malformed);
+            }
+            return gather_table(&head.first, self.size(), memory, direction, chain);
+        }
+        chain.add(&head.first, memory, direction)?;
+        let mut at = head.at;
+        for _ in 1..head.n_slots {
+            at = self.step(at, 1) & !WRAP;
+            let descriptor = self.state(at).descriptor(self.buffer(at));
+            if descriptor.flags & F_INDIRECT != 0 {
+                return Err(ChainError::Malformed);
+            }
+            chain.add(&descriptor, memory, direction)?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>) {
+        for Used { id, n_slots, len } in used {
+            let turn = if place.used & WRAP != 0 { F_AVAIL | F_USED } else { 0 };
+            let state = State::new(len, id, turn | if len > 0 { F_WRITE } else { 0 });
+            if place.used == place.published {
+                place.held = state.0;
+            } else {
+                self.write_used(place.used & !WRAP, state);
+            }
+            place.used = self.step(place.used, n_slots);
+            place.avail = self.step(place.avail, n_slots);
+        }
+    }
+
+    #[inline(always)]
+    fn publish(&self, place: &Place) {
+        self.write_used(place.published & !WRAP, State(place.held));
+    }
+
+    #[inline(always)]
+    fn wants_call(&self, old: u16, new: u16, event_idx: bool) -> bool {
+        match self.driver_event() {
+            (_, EVENT_DISABLE) => false,
+            (event, EVENT_DESC) if event_idx => self.passes(event, old, new),
+            _ => true,
+        }
+    }
+
+    fn suppress_kicks(&self, _place: &Place) {
+        PackedMemory::suppress_kicks(self);
+    }
+
+    fn allow_kicks(&self, _place: &Place) {
+        PackedMemory::allow_kicks(self);
+    }
+}
+
+impl PackedMemory {
+    /// Whether used elements from `old` up to before `new` include `event` (virtio 1.2, 2.8.14).
+    #[inline(always)]
+    fn passes(&self, event: u16, old: u16, new: u16) -> bool {
+        // On a line on which `new` is in its second lap.
+        let line = |place: u16| {
+            let lap = if (place ^ new) & WRAP == 0 { u32::from(self.size()) } else { 0 };
+            u32::from(place & !WRAP) + lap
+        };
+        (line(old)..line(new)).contains(&line(event))
+    }
+}
+
+/// Appends the buffers of an indirect table: whole descriptors one after the other, no longer than the ring; only
+/// their F_WRITE means anything (virtio 1.2, 2.8.8). The table need not be contiguous in our address space.
+fn gather_table<'m>(
+    table: &Descriptor,
+    ring_size: u16,
+    memory: &mut Translator<'m>,
+    direction: Direction,
+    chain: &mut Chain<'m>,
+) -> Result<(), ChainError> {
+    let n = table.len / DESCRIPTOR_BYTES;
+    let whole = n > 0 && table.len & (DESCRIPTOR_BYTES - 1) == 0;
+    if !whole || n > u32::from(ring_size) || n as usize > MAX_CHAIN {
+        return Err(ChainError::Malformed);
+    }
+    for i in 0..n {
+        let at = table.addr.checked_add(u64::from(i * DESCRIPTOR_BYTES));
+        let slice = at.and_then(|at| memory.slice(Gpa(at), DESCRIPTOR_BYTES));
+        let [addr, state] = slice.ok_or(ChainError::Address)?.read_words();
+        let descriptor = State(u64::from_le(state)).descriptor(u64::from_le(addr));
+        if descriptor.flags & F_INDIRECT != 0 {
+            return Err(ChainError::Malformed);
+        }
+        chain.add(&descriptor, memory, direction)?;
+    }
+    Ok(())
+}
