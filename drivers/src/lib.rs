@@ -8,6 +8,7 @@ pub mod burst;
 pub mod dma;
 pub mod fault;
 pub mod mac;
+pub mod offload;
 pub mod pci;
 pub mod port;
 pub mod ring_port;

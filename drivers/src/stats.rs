@@ -70,6 +70,8 @@ drop_reasons! {
     BadChain = "bad_chain",
     /// A guest's descriptor pointed outside its memory.
     BadAddress = "bad_address",
+    /// A guest asked for checksum or segmentation work that its frame does not allow, or that was not negotiated.
+    BadOffload = "bad_offload",
     /// The link of the NIC is down.
     LinkDown = "link_down",
     /// The NIC did not take the frame in time.

@@ -262,6 +262,18 @@ impl PacketBuf {
         if self.is_chained() { self.segment_bufs().count() } else { 1 }
     }
 
+    /// True when the frame needs checksum or segmentation work: one bit of what is at hand anyway.
+    #[inline(always)]
+    pub fn has_offload(&self) -> bool {
+        self.slot_flags & OFFLOAD != 0
+    }
+
+    /// True for a frame in one buffer without work: most of all traffic.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.slot_flags & (CHAINED | OFFLOAD) == 0
+    }
+
     /// Checksum and segmentation work still to be done, if any.
     #[inline(always)]
     pub fn offload(&self) -> Option<Offload> {
