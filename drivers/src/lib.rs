@@ -15,6 +15,7 @@ pub mod ring_port;
 pub mod soft;
 pub mod spsc;
 pub mod stats;
+mod sync;
 pub mod tsc;
 pub mod vfio;
 pub mod virtio;

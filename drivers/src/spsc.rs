@@ -5,13 +5,11 @@
 //! between the control thread and the cores. Each end caches the other's index and reads
 //! it again only when its cached value says full or empty; each burst is published once.
 
-use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, AtomicUsize, Ordering, UnsafeCell, fence};
 
 struct Shared<T> {
     /// Next slot to write, free-running. Written by the producer only.
@@ -29,9 +27,36 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    /// Puts a value into the slot of a free-running index.
+    ///
+    /// # Safety
+    /// The slot is free, and the caller is the producer.
     #[inline(always)]
-    fn slot(&self, index: usize) -> *mut T {
-        self.slots[index & self.mask].get().cast()
+    unsafe fn write(&self, index: usize, value: T) {
+        let slot = &self.slots[index & self.mask];
+        // SAFETY: nobody else touches a free slot, by this function's contract.
+        slot.with_mut(|slot| unsafe { slot.cast::<T>().write(value) });
+    }
+
+    /// Takes the value out of the slot of a free-running index.
+    ///
+    /// # Safety
+    /// The slot holds a value that is never read again, and the caller is the consumer.
+    #[inline(always)]
+    unsafe fn read(&self, index: usize) -> T {
+        let slot = &self.slots[index & self.mask];
+        // SAFETY: the slot is initialised and nobody else touches it, by this function's contract.
+        slot.with_mut(|slot| unsafe { slot.cast::<T>().read() })
+    }
+
+    /// Whether the other end is gone. All it did is visible then.
+    fn is_abandoned(this: &Arc<Self>) -> bool {
+        let alone = Arc::strong_count(this) == 1;
+        if alone {
+            // Pairs with the release with which the other end's Arc went: the count itself is read relaxed.
+            fence(Ordering::Acquire);
+        }
+        alone
     }
 }
 
@@ -41,7 +66,7 @@ impl<T> Drop for Shared<T> {
         let mut index = head;
         while index != tail {
             // SAFETY: slots in [head, tail) are initialised, and both ends are gone.
-            unsafe { self.slot(index).drop_in_place() };
+            drop(unsafe { self.read(index) });
             index = index.wrapping_add(1);
         }
     }
@@ -103,9 +128,8 @@ impl<T> Producer<T> {
         let n = n.min(self.room(n));
         let mut pushed = 0;
         for value in values.into_iter().take(n) {
-            let slot = self.shared.slot(self.tail.wrapping_add(pushed));
-            // SAFETY: the slot is free (room) and only the producer touches free slots.
-            unsafe { slot.write(value) };
+            // SAFETY: the slot is free (room), and this is the producer.
+            unsafe { self.shared.write(self.tail.wrapping_add(pushed), value) };
             pushed += 1;
         }
         if pushed > 0 {
@@ -127,7 +151,7 @@ impl<T> Producer<T> {
 
     /// True when the consumer is gone: nothing pushed will ever be read.
     pub fn is_abandoned(&self) -> bool {
-        Arc::strong_count(&self.shared) == 1
+        Shared::is_abandoned(&self.shared)
     }
 }
 
@@ -153,12 +177,11 @@ impl<T> Consumer<T> {
     pub fn pop_burst(&mut self, n: usize, mut sink: impl FnMut(T)) -> usize {
         let n = n.min(self.available(n));
         for _ in 0..n {
-            let slot = self.shared.slot(self.head);
+            let index = self.head;
             // Moving on first: should the sink panic, the value is not read twice.
             self.head = self.head.wrapping_add(1);
-            // SAFETY: the slot lies in [head, tail), so the producer has initialised it and left it.
-            let value = unsafe { slot.read() };
-            sink(value);
+            // SAFETY: the index lies in [head, tail), so the producer has initialised its slot and left it.
+            sink(unsafe { self.shared.read(index) });
         }
         if n > 0 {
             self.shared.head.store(self.head, Ordering::Release);
@@ -176,7 +199,7 @@ impl<T> Consumer<T> {
 
     /// True when the producer is gone; values may still be in the ring.
     pub fn is_abandoned(&self) -> bool {
-        Arc::strong_count(&self.shared) == 1
+        Shared::is_abandoned(&self.shared)
     }
 }
 
