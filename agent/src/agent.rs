@@ -16,11 +16,11 @@ use tokio::time::Instant;
 use crate::configuration::Configuration;
 use crate::connect::{Dialer, Endpoints};
 use crate::dataplane::{Caller, DataPlane, DataPlaneError};
-use crate::keys::{HostKeys, Key, Name, PortId};
+use crate::keys::{HostKeys, Key, Name, Subject};
 use crate::link::{Link, Lost, Outcome};
 use crate::reconcile::{Action, Plan, Reconciler, Timing};
 use crate::schedule::{Backoff, LogLimit};
-use crate::status::{PortReport, PortState, StatusCell};
+use crate::status::{PortState, StatusCell};
 use crate::txn::KeyTxn;
 use crate::view::{History, View};
 
@@ -84,9 +84,9 @@ async fn serve(
 ) -> std::convert::Infallible {
     let node = Caller::new(dataplane, config.node_deadline);
     let started = Instant::now();
-    let layout = loop {
+    let (layout, n_mirrors) = loop {
         match node.layout().await {
-            Ok(layout) => break layout,
+            Ok(found) => break found,
             Err(error) => status.update(|status| status.node_error = Some(error.to_string())),
         }
         tokio::time::sleep(NODE_RETRY).await;
@@ -94,7 +94,7 @@ async fn serve(
     let mut agent = Agent {
         dialer: Dialer::new(config.endpoints),
         keys: HostKeys::new(config.host),
-        reconciler: Reconciler::new(layout, config.timing),
+        reconciler: Reconciler::new(layout, config.timing).with_mirrors(n_mirrors),
         view: View::default(),
         node,
         status,
@@ -132,8 +132,8 @@ struct Agent {
     said_lost: bool,
     connected_at: Option<Instant>,
     log: LogLimit,
-    /// How every port stood when it was last written about.
-    reported: BTreeMap<Option<PortId>, (PortState, String)>,
+    /// How everybody stood when last written about.
+    reported: BTreeMap<Option<Subject>, (PortState, String)>,
 }
 
 impl Agent {
@@ -178,7 +178,7 @@ impl Agent {
                 now,
                 "etcd went back or is another: wiring stays until it is written about again"
             );
-            let live = self.node.plugs().await.map_err(|error| {
+            let live = self.node.wirings().await.map_err(|error| {
                 self.node_failed(&error);
                 Lost::WentBack { before, now }
             })?;
@@ -207,7 +207,7 @@ impl Agent {
     /// Plans and acts until there is nothing to do. When to plan again at the latest.
     async fn converge(&mut self, link: &mut Link) -> Result<Instant, Lost> {
         for _ in 0..MAX_ROUNDS {
-            let live = match self.node.plugs().await {
+            let live = match self.node.wirings().await {
                 Ok(live) => live,
                 Err(error) => {
                     self.node_failed(&error);
@@ -232,47 +232,50 @@ impl Agent {
     /// Carries one action out. False: things are not as planned, plan again.
     async fn act(&mut self, action: Action, link: &mut Link) -> Result<bool, Lost> {
         let done = match action {
-            Action::Plug { port, plug } => {
-                let result = self.node.plug(plug).await;
+            Action::Wire { subject, wiring } => {
+                let result = self.node.wire(wiring).await;
                 self.say(|| match &result {
-                    Ok(()) => tracing::info!(%port, %plug, "wired"),
-                    Err(error) => tracing::warn!(%port, %plug, %error, "not wired, will be tried again"),
+                    Ok(()) => tracing::info!("{subject} wired: {wiring}"),
+                    Err(error) => {
+                        tracing::warn!(%error, "{subject} not wired, will be tried again: {wiring}")
+                    }
                 });
                 let done = result.is_ok();
-                self.reconciler.plugged(&port, &plug, result.map_err(|error| error.to_string()), self.now());
+                let result = result.map_err(|error| error.to_string());
+                self.reconciler.wired(&subject, &wiring, result, self.now());
                 done
             }
-            Action::Unplug { vhost, why } => {
-                let result = self.node.unplug(vhost).await;
+            Action::Unwire { place, why } => {
+                let result = self.node.unwire(place).await;
                 self.say(|| match &result {
-                    Ok(()) => tracing::info!(vhost, why, "unwired"),
-                    Err(error) => tracing::warn!(vhost, why, %error, "not unwired, will be tried again"),
+                    Ok(()) => tracing::info!(why, "{place} unwired"),
+                    Err(error) => tracing::warn!(why, %error, "{place} not unwired, will be tried again"),
                 });
                 let done = result.is_ok();
-                self.reconciler.unplugged(vhost, result.map_err(|error| error.to_string()), self.now());
+                self.reconciler.unwired(place, result.map_err(|error| error.to_string()), self.now());
                 done
             }
-            Action::PutUp { port, txn } => {
+            Action::PutUp { subject, txn } => {
                 let done = self.txn(&txn, link).await?;
                 if done {
-                    self.reconciler.said_up(&port, self.now());
+                    self.reconciler.said_up(&subject, self.now());
                 }
                 done
             }
-            Action::Clean { port, txn, leftover } => {
+            Action::Clean { subject, txn, leftover } => {
                 let done = self.txn(&txn, link).await?;
                 self.say(|| match (done, leftover) {
-                    (true, Some(leftover)) => tracing::warn!(%port, leftover, "left-over keys removed"),
-                    (true, None) => tracing::info!(%port, "keys removed"),
-                    (false, _) => tracing::debug!(%port, "keys changed before they could be removed"),
+                    (true, Some(leftover)) => tracing::warn!(leftover, "left-over keys of {subject} removed"),
+                    (true, None) => tracing::info!("keys of {subject} removed"),
+                    (false, _) => tracing::debug!("keys of {subject} changed before they could be removed"),
                 });
                 done
             }
             Action::Release { slot, txn, leftover } => {
                 let done = self.txn(&txn, link).await?;
                 if done {
-                    let (vhost, physnet) = (slot.vhost, slot.physnet);
-                    self.say(|| tracing::warn!(vhost, %physnet, leftover, "leaked vhost given back"));
+                    let key = self.keys.spell(&slot);
+                    self.say(|| tracing::warn!(key, leftover, "leaked slot given back"));
                 }
                 done
             }
@@ -339,12 +342,13 @@ impl Agent {
 
     fn publish(&mut self, plan: &Plan) {
         let configuration_changed = self.configuration_changed();
-        self.report(&plan.ports);
+        self.report(plan);
         self.status.update(|status| {
             status.etcd.revision = self.view.revision();
             status.configuration_changed = configuration_changed;
             status.node_error = None;
             status.ports.clone_from(&plan.ports);
+            status.taps.clone_from(&plan.taps);
         });
     }
 
@@ -370,24 +374,27 @@ impl Agent {
         changed
     }
 
-    /// A line for every port that stands otherwise than when last written about.
-    fn report(&mut self, ports: &[PortReport]) {
+    /// A line for everybody who stands otherwise than when last written about.
+    fn report(&mut self, plan: &Plan) {
         let mut reported = std::mem::take(&mut self.reported);
-        let now: BTreeMap<_, _> =
-            ports.iter().map(|report| (report.port.clone(), (report.state, report.why.clone()))).collect();
-        reported.retain(|port, _| now.contains_key(port));
-        for (port, stands) in now {
-            if reported.get(&port) == Some(&stands) {
+        let port = |id: &Name| Subject::Port(id.clone());
+        let tap = |id: &Name| Subject::Tap(id.clone());
+        let ports = plan.ports.iter().map(|r| (r.port.as_ref().map(port), (r.state, r.why.clone())));
+        let taps = plan.taps.iter().map(|r| (r.tap.as_ref().map(tap), (r.state, r.why.clone())));
+        let now: BTreeMap<_, _> = ports.chain(taps).collect();
+        reported.retain(|subject, _| now.contains_key(subject));
+        for (subject, stands) in now {
+            if reported.get(&subject) == Some(&stands) {
                 continue;
             }
             let (state, why) = &stands;
-            let id = port.as_ref().map_or("(unknown)", |port| port.as_str());
+            let who = subject.as_ref().map_or("wiring of nobody known".into(), Subject::to_string);
             self.say(|| match state {
-                PortState::Refused | PortState::Kept => tracing::warn!(port = id, ?state, why, "port"),
-                PortState::Waiting | PortState::Wiring => tracing::debug!(port = id, ?state, why, "port"),
-                _ => tracing::info!(port = id, ?state, why, "port"),
+                PortState::Refused | PortState::Kept => tracing::warn!(?state, why, "{who}"),
+                PortState::Waiting | PortState::Wiring => tracing::debug!(?state, why, "{who}"),
+                _ => tracing::info!(?state, why, "{who}"),
             });
-            reported.insert(port, stands);
+            reported.insert(subject, stands);
         }
         self.reported = reported;
     }

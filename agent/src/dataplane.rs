@@ -1,15 +1,119 @@
-//! What the agent needs of the node it wires: plug, unplug, what is live, what exists.
+//! What the agent needs of the node it wires: plug and unplug, tap and untap, what is live, what exists.
 //!
 //! Called from the agent's task through tokio's blocking pool, one call at a time, so an
 //! implementation may block for as long as a change takes to reach its core.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::keys::Name;
 
 pub use spp_pipeline::topology::Plug;
+
+/// Which of a guest's frames a tap copies, as the guest sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TapDirection {
+    /// Those on their way to the guest.
+    In,
+    /// Those the guest has sent.
+    Out,
+}
+
+/// A mirror at work: what passes at one vhost in one direction is copied to another vhost. A tap flow
+/// of both directions is two of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Tap {
+    /// The mirror, by its place in the configuration.
+    pub mirror: u32,
+    /// What is copied.
+    pub direction: TapDirection,
+    /// The vhost whose frames are copied.
+    pub source: u32,
+    /// The vhost that gets the copies.
+    pub service: u32,
+}
+
+impl Tap {
+    /// Is `vhost` at either end?
+    pub fn uses(&self, vhost: u32) -> bool {
+        self.source == vhost || self.service == vhost
+    }
+}
+
+impl fmt::Display for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.direction == TapDirection::In { "to" } else { "from" };
+        write!(
+            f,
+            "mirror {}: frames {word} vhost {} also to vhost {}",
+            self.mirror, self.source, self.service
+        )
+    }
+}
+
+/// What there is a limited number of: each has at most one wiring and one owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A vhost, by id.
+    Vhost(u32),
+    /// A mirror, by id.
+    Mirror(u32),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Vhost(id) => write!(f, "vhost {id}"),
+            Place::Mirror(id) => write!(f, "mirror {id}"),
+        }
+    }
+}
+
+/// One piece of wiring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Wiring {
+    /// A guest's place in its network.
+    Plug(Plug),
+    /// A mirror at work.
+    Tap(Tap),
+}
+
+impl Wiring {
+    /// What it occupies.
+    pub fn place(&self) -> Place {
+        match self {
+            Wiring::Plug(plug) => Place::Vhost(plug.vhost),
+            Wiring::Tap(tap) => Place::Mirror(tap.mirror),
+        }
+    }
+}
+
+impl fmt::Display for Wiring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wiring::Plug(plug) => plug.fmt(f),
+            Wiring::Tap(tap) => tap.fmt(f),
+        }
+    }
+}
+
+impl From<Plug> for Wiring {
+    fn from(plug: Plug) -> Wiring {
+        Wiring::Plug(plug)
+    }
+}
+
+impl From<Tap> for Wiring {
+    fn from(tap: Tap) -> Wiring {
+        Wiring::Tap(tap)
+    }
+}
 
 /// Why the node did not do what was asked. The text is for operators: it ends up in the log and in
 /// `spp status`; the agent tries again with growing pauses whatever the reason.
@@ -31,6 +135,26 @@ pub trait DataPlane: Send + Sync + 'static {
 
     /// Which vhost ids exist, and under which physical network. Asked once, at start.
     fn layout(&self) -> Layout;
+
+    /// How many mirrors there are; their ids count from 0. Asked once, at start.
+    fn n_mirrors(&self) -> u32 {
+        0
+    }
+
+    /// Puts an idle mirror to work between two wired vhosts. Returns once copies are made.
+    fn tap(&self, tap: &Tap) -> Result<(), DataPlaneError> {
+        Err(DataPlaneError(format!("this node has no mirror {}", tap.mirror)))
+    }
+
+    /// Makes a mirror idle. Returns once no copy is made any more. A mirror that is idle is fine.
+    fn untap(&self, _mirror: u32) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    /// Which mirrors are at work.
+    fn taps(&self) -> Result<Vec<Tap>, DataPlaneError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Physical network of every vhost id of the node.
@@ -68,19 +192,32 @@ impl Caller {
         tokio::time::timeout(self.deadline, work).await.unwrap_or_else(late)
     }
 
-    pub(crate) async fn plug(&self, plug: Plug) -> Result<(), DataPlaneError> {
-        self.call(move |node| node.plug(&plug)).await
+    pub(crate) async fn wire(&self, wiring: Wiring) -> Result<(), DataPlaneError> {
+        let wire = move |node: &dyn DataPlane| match &wiring {
+            Wiring::Plug(plug) => node.plug(plug),
+            Wiring::Tap(tap) => node.tap(tap),
+        };
+        self.call(wire).await
     }
 
-    pub(crate) async fn unplug(&self, vhost: u32) -> Result<(), DataPlaneError> {
-        self.call(move |node| node.unplug(vhost)).await
+    pub(crate) async fn unwire(&self, place: Place) -> Result<(), DataPlaneError> {
+        let unwire = move |node: &dyn DataPlane| match place {
+            Place::Vhost(vhost) => node.unplug(vhost),
+            Place::Mirror(mirror) => node.untap(mirror),
+        };
+        self.call(unwire).await
     }
 
-    pub(crate) async fn plugs(&self) -> Result<Vec<Plug>, DataPlaneError> {
-        self.call(|node| node.plugs()).await
+    /// All that is wired.
+    pub(crate) async fn wirings(&self) -> Result<Vec<Wiring>, DataPlaneError> {
+        let wirings = |node: &dyn DataPlane| {
+            let plugs = node.plugs()?.into_iter().map(Wiring::Plug);
+            Ok(plugs.chain(node.taps()?.into_iter().map(Wiring::Tap)).collect())
+        };
+        self.call(wirings).await
     }
 
-    pub(crate) async fn layout(&self) -> Result<Layout, DataPlaneError> {
-        self.call(|node| Ok(node.layout())).await
+    pub(crate) async fn layout(&self) -> Result<(Layout, u32), DataPlaneError> {
+        self.call(|node| Ok((node.layout(), node.n_mirrors()))).await
     }
 }

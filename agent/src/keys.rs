@@ -9,9 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
-use spp_drivers::MacAddr;
 
-use crate::Plug;
+mod info;
+
+pub use info::{BindPort, InfoError, TapInfo};
 
 /// Everything shared with the control node lives below this.
 pub const ROOT: &str = "/spp/openstack/";
@@ -21,9 +22,6 @@ pub const FREE: &str = "None";
 
 /// The value of a port_status key of a port that is wired.
 pub const UP: &str = "up";
-
-/// Longest bind_port value worth parsing, in bytes; the real ones have about 80.
-const BIND_PORT_MAX_BYTES: usize = 4096;
 
 /// Longest name (host, port id, physical network), in bytes.
 const NAME_MAX_BYTES: usize = 255;
@@ -48,18 +46,20 @@ pub enum Family {
     /// `action/<host>/<port id>`: `plug` or `unplug`. Written by the driver; read by us, and deleted
     /// by us when the unplug is done.
     Action,
-    /// `mirror/<host>/<mirror id>`: `None` or a tap flow id. Taken by the TaaS driver.
+    /// `mirror/<host>/<mirror id>`: `None` or the id of the tap flow that has it. Created by `spp config
+    /// put`; the TaaS driver swaps `None` -> tap flow id, we swap it back.
     Mirror,
-    /// `tap_info/<host>/<tap flow id>`: ports and mirrors of a tap as JSON. Written by the TaaS driver.
+    /// `tap_info/<host>/<tap flow id>`: ports and mirrors of a tap as JSON. Written by the TaaS driver;
+    /// read and deleted by us.
     TapInfo,
-    /// `tap_action/<host>/<tap flow id>`: `plug` or `unplug`. Written by the TaaS driver.
+    /// `tap_action/<host>/<tap flow id>`: `plug` or `unplug`. As [`Family::Action`], by the TaaS driver.
     TapAction,
-    /// `tap_status/<host>/<tap flow id>`: `up`. Watched by the TaaS driver.
+    /// `tap_status/<host>/<tap flow id>`: `up`. Written and deleted by us; watched by the TaaS driver.
     TapStatus,
 }
 
 impl Family {
-    /// All families, in the order of the table above.
+    /// All families, in the order of the table above. The agent lists and watches them all.
     pub const ALL: [Family; 9] = [
         Family::Configuration,
         Family::Vhost,
@@ -71,10 +71,6 @@ impl Family {
         Family::TapAction,
         Family::TapStatus,
     ];
-
-    /// The families the agent lists and watches.
-    pub const WATCHED: [Family; 5] =
-        [Family::Configuration, Family::Vhost, Family::BindPort, Family::PortStatus, Family::Action];
 
     /// The family's word in the key.
     pub const fn word(self) -> &'static str {
@@ -151,6 +147,9 @@ impl fmt::Debug for Name {
 /// The id neutron gave a port (a UUID in practice).
 pub type PortId = Name;
 
+/// The id TaaS gave a tap flow (a UUID in practice).
+pub type TapId = Name;
+
 /// The place of one vhost in the keys: which physical network's pool it belongs to, and its id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotId {
@@ -173,6 +172,83 @@ pub enum Key {
     PortStatus(PortId),
     /// [`Family::Action`]
     Action(PortId),
+    /// [`Family::Mirror`]
+    Mirror(u32),
+    /// [`Family::TapInfo`]
+    TapInfo(TapId),
+    /// [`Family::TapAction`]
+    TapAction(TapId),
+    /// [`Family::TapStatus`]
+    TapStatus(TapId),
+}
+
+impl Key {
+    /// Its family.
+    pub fn family(&self) -> Family {
+        match self {
+            Key::Configuration => Family::Configuration,
+            Key::Vhost(_) => Family::Vhost,
+            Key::BindPort(_) => Family::BindPort,
+            Key::PortStatus(_) => Family::PortStatus,
+            Key::Action(_) => Family::Action,
+            Key::Mirror(_) => Family::Mirror,
+            Key::TapInfo(_) => Family::TapInfo,
+            Key::TapAction(_) => Family::TapAction,
+            Key::TapStatus(_) => Family::TapStatus,
+        }
+    }
+}
+
+/// Whom keys are about. Both have the same four: what is asked for (info), what is to be done about it
+/// (action), our answer (status), and the slots they hold (a port one vhost, a tap flow one or two mirrors).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A port of neutron's.
+    Port(PortId),
+    /// A tap flow of TaaS's.
+    Tap(TapId),
+}
+
+impl Subject {
+    /// Neutron's or TaaS's id for it.
+    pub fn id(&self) -> &Name {
+        match self {
+            Subject::Port(id) | Subject::Tap(id) => id,
+        }
+    }
+
+    /// Its action key.
+    pub fn action(&self) -> Key {
+        match self {
+            Subject::Port(port) => Key::Action(port.clone()),
+            Subject::Tap(tap) => Key::TapAction(tap.clone()),
+        }
+    }
+
+    /// Its bind_port or tap_info key.
+    pub fn info(&self) -> Key {
+        match self {
+            Subject::Port(port) => Key::BindPort(port.clone()),
+            Subject::Tap(tap) => Key::TapInfo(tap.clone()),
+        }
+    }
+
+    /// Its port_status or tap_status key.
+    pub fn status(&self) -> Key {
+        match self {
+            Subject::Port(port) => Key::PortStatus(port.clone()),
+            Subject::Tap(tap) => Key::TapStatus(tap.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Port(port) => write!(f, "port {port}"),
+            Subject::Tap(tap) => write!(f, "tap {tap}"),
+        }
+    }
 }
 
 /// Spells and reads the keys of one host.
@@ -203,56 +279,61 @@ impl HostKeys {
 
     /// The full text of a key.
     pub fn spell(&self, key: &Key) -> String {
+        let prefix = self.prefix(key.family());
         match key {
-            Key::Configuration => self.prefix(Family::Configuration),
-            Key::Vhost(slot) => format!("{}{}/{}", self.prefix(Family::Vhost), slot.physnet, slot.vhost),
-            Key::BindPort(port) => format!("{}{port}", self.prefix(Family::BindPort)),
-            Key::PortStatus(port) => format!("{}{port}", self.prefix(Family::PortStatus)),
-            Key::Action(port) => format!("{}{port}", self.prefix(Family::Action)),
+            Key::Configuration => prefix,
+            Key::Vhost(slot) => format!("{prefix}{}/{}", slot.physnet, slot.vhost),
+            Key::Mirror(mirror) => format!("{prefix}{mirror}"),
+            Key::BindPort(id) | Key::PortStatus(id) | Key::Action(id) => format!("{prefix}{id}"),
+            Key::TapInfo(id) | Key::TapAction(id) | Key::TapStatus(id) => format!("{prefix}{id}"),
         }
     }
 
-    /// Reads a key. None when it is not one of this host's watched families, or its name is odd.
+    /// Reads a key. None when it is not one of this host's, or its name is odd.
     pub fn parse(&self, key: &[u8]) -> Option<Key> {
-        if key == self.prefix(Family::Configuration).as_bytes() {
-            return Some(Key::Configuration);
-        }
-        let rest = |family| key.strip_prefix(self.prefix(family).as_bytes());
-        if let Some(rest) = rest(Family::Vhost) {
-            return parse_slot(rest).map(Key::Vhost);
-        }
-        if let Some(rest) = rest(Family::BindPort) {
-            return Name::from_bytes(rest).map(Key::BindPort);
-        }
-        if let Some(rest) = rest(Family::PortStatus) {
-            return Name::from_bytes(rest).map(Key::PortStatus);
-        }
-        Name::from_bytes(rest(Family::Action)?).map(Key::Action)
+        let rest = |family| Some((family, key.strip_prefix(self.prefix(family).as_bytes())?));
+        let (family, rest) = Family::ALL.into_iter().find_map(rest)?;
+        Some(match family {
+            Family::Configuration => rest.is_empty().then_some(Key::Configuration)?,
+            Family::Vhost => Key::Vhost(parse_slot(rest)?),
+            Family::Mirror => Key::Mirror(parse_id(rest)?),
+            Family::BindPort => Key::BindPort(Name::from_bytes(rest)?),
+            Family::PortStatus => Key::PortStatus(Name::from_bytes(rest)?),
+            Family::Action => Key::Action(Name::from_bytes(rest)?),
+            Family::TapInfo => Key::TapInfo(Name::from_bytes(rest)?),
+            Family::TapAction => Key::TapAction(Name::from_bytes(rest)?),
+            Family::TapStatus => Key::TapStatus(Name::from_bytes(rest)?),
+        })
     }
 }
 
-/// `<physical network>/<vhost id>`; the id in plain decimal, so that one slot has one spelling.
+/// `<physical network>/<vhost id>`.
 fn parse_slot(rest: &[u8]) -> Option<SlotId> {
     let slash = rest.iter().position(|&b| b == b'/')?;
     let physnet = Name::from_bytes(&rest[..slash])?;
-    let digits = std::str::from_utf8(&rest[slash + 1..]).ok()?;
-    let vhost: u32 = digits.parse().ok()?;
-    (vhost.to_string() == digits).then_some(SlotId { physnet, vhost })
+    Some(SlotId { physnet, vhost: parse_id(&rest[slash + 1..])? })
 }
 
-/// What a vhost key says.
+/// A vhost or mirror id in plain decimal, so that one slot has one spelling.
+fn parse_id(digits: &[u8]) -> Option<u32> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let id: u32 = digits.parse().ok()?;
+    (id.to_string() == digits).then_some(id)
+}
+
+/// What a vhost or mirror key says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlotValue {
     /// Nobody has it.
     Free,
-    /// This port has it.
-    Held(PortId),
-    /// Neither `None` nor anything that can be a port id.
+    /// This port or tap flow has it.
+    Held(Name),
+    /// Neither `None` nor anything that can be an id.
     Garbled,
 }
 
 impl SlotValue {
-    /// Reads the value of a vhost key.
+    /// Reads the value of a vhost or mirror key.
     pub fn parse(value: &[u8]) -> SlotValue {
         if value == FREE.as_bytes() {
             return SlotValue::Free;
@@ -261,7 +342,7 @@ impl SlotValue {
     }
 }
 
-/// What an action key says.
+/// What an action or tap_action key says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Wire the port.
@@ -281,83 +362,6 @@ impl Request {
             _ => Request::Unknown,
         }
     }
-}
-
-/// Why a bind_port value asks for nothing we can do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BindPortError {
-    /// Longer than any honest value.
-    #[error("bind_port has {0} bytes")]
-    TooLong(usize),
-    /// Not a JSON object.
-    #[error("bind_port is not a JSON object: {0}")]
-    NotJson(String),
-    /// A field is missing.
-    #[error("bind_port has no {0}")]
-    Missing(&'static str),
-    /// A field is of the wrong kind or out of range.
-    #[error("bind_port has a bad {field}: {value}")]
-    Bad {
-        /// The field.
-        field: &'static str,
-        /// Its value, shortened.
-        value: String,
-    },
-}
-
-/// A bind_port value that was understood.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BindPort {
-    /// The wiring it asks for.
-    pub plug: Plug,
-    /// A number was given as text: accepted, and worth a log line, since the contract has integers.
-    pub lenient: bool,
-}
-
-impl BindPort {
-    /// Reads a bind_port value. Fields it does not know are ignored.
-    pub fn parse(value: &[u8]) -> Result<BindPort, BindPortError> {
-        if value.len() > BIND_PORT_MAX_BYTES {
-            return Err(BindPortError::TooLong(value.len()));
-        }
-        let fields: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(value).map_err(|e| BindPortError::NotJson(e.to_string()))?;
-        let present = |field| fields.get(field).filter(|v| !v.is_null());
-        let mut lenient = false;
-
-        let vhost = present("vhost_id").ok_or(BindPortError::Missing("vhost_id"))?;
-        let vhost = integer("vhost_id", vhost, 0..=u64::from(u32::MAX), &mut lenient)? as u32;
-        let mac = present("mac_address").ok_or(BindPortError::Missing("mac_address"))?;
-        let mac = station_mac(mac).ok_or_else(|| bad("mac_address", mac))?;
-        let vlan = match present("vlan_id") {
-            Some(vlan) => Some(integer("vlan_id", vlan, 1..=4094, &mut lenient)? as u16),
-            None => None,
-        };
-        Ok(BindPort { plug: Plug { vhost, mac, vlan }, lenient })
-    }
-}
-
-fn bad(field: &'static str, value: &serde_json::Value) -> BindPortError {
-    BindPortError::Bad { field, value: value.to_string().chars().take(64).collect() }
-}
-
-/// The MAC of one station: a group address or all zeros cannot be a VM's.
-fn station_mac(value: &serde_json::Value) -> Option<MacAddr> {
-    let mac: MacAddr = value.as_str()?.parse().ok()?;
-    (!mac.is_group() && mac.0 != [0; 6]).then_some(mac)
-}
-
-fn integer(
-    field: &'static str,
-    value: &serde_json::Value,
-    range: std::ops::RangeInclusive<u64>,
-    lenient: &mut bool,
-) -> Result<u64, BindPortError> {
-    let number = value.as_u64().or_else(|| {
-        *lenient = true;
-        value.as_str().filter(|s| s.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
-    });
-    number.filter(|n| range.contains(n)).ok_or_else(|| bad(field, value))
 }
 
 #[cfg(test)]

@@ -12,11 +12,11 @@ pub mod connect;
 pub mod dataplane;
 pub mod keys;
 pub mod link;
-mod port;
 pub mod reconcile;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
+mod state;
 pub mod status;
 #[cfg(test)]
 mod testing;
@@ -29,6 +29,6 @@ pub use configuration::{
     wait_for_configuration,
 };
 pub use connect::{EndpointError, Endpoints, NameFiles};
-pub use dataplane::{DataPlane, DataPlaneError, Layout, Plug};
-pub use keys::{Name, SlotId};
-pub use status::{AgentStatus, EtcdStatus, PortReport, PortState, StatusCell};
+pub use dataplane::{DataPlane, DataPlaneError, Layout, Place, Plug, Tap, TapDirection, Wiring};
+pub use keys::{Name, SlotId, Subject};
+pub use status::{AgentStatus, EtcdStatus, PortReport, PortState, StatusCell, TapReport};

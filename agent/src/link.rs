@@ -92,9 +92,9 @@ impl Link {
         Ok(Link { client, kv, keys })
     }
 
-    /// All watched keys of the host, at one revision.
+    /// All keys of the host, at one revision.
     pub async fn list(&mut self) -> Result<Listing, Lost> {
-        let families = Family::WATCHED.map(|family| self.get_family(family));
+        let families = Family::ALL.map(|family| self.get_family(family));
         let answer = in_time("listing", self.kv.txn(Txn::new().and_then(families.to_vec()))).await?;
         let header = answer.header().ok_or(Lost::Nonsense("listing"))?;
         let (revision, cluster_id) = (header.revision(), header.cluster_id());
@@ -178,7 +178,7 @@ impl Link {
             let options = WatchOptions::new().with_start_revision(revision);
             if family == Family::Configuration { options } else { options.with_prefix() }
         };
-        let [first, rest @ ..] = Family::WATCHED;
+        let [first, rest @ ..] = Family::ALL;
         let mut client = self.client.watch_client().max_decoding_message_size(ANSWER_MAX_BYTES);
         let mut stream =
             in_time("watch", client.watch(self.keys.prefix(first), Some(options(first)))).await?;
@@ -223,7 +223,7 @@ fn bounded(key: &Key, value: &[u8]) -> Vec<u8> {
     value[..kept_bytes].to_vec()
 }
 
-/// A running watch on all of the host's watched keys.
+/// A running watch on all of the host's keys.
 pub struct Watch {
     stream: WatchStream,
     keys: HostKeys,

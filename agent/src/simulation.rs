@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::dataplane::Plug;
-use crate::keys::{BindPort, FREE, Key, PortId, UP};
+use crate::dataplane::{Place, Plug, Wiring};
+use crate::keys::{BindPort, FREE, Family, Key, PortId, UP};
 use crate::reconcile::{Action, Reconciler, Timing};
 use crate::testing::{Store, layout, name, plug, slot};
 use crate::txn::{KeyOp, KeyTxn};
@@ -49,24 +49,18 @@ struct World {
     now: Duration,
     store: Store,
     drivers: BTreeMap<PortId, Step>,
-    node: BTreeMap<u32, Plug>,
+    node: BTreeMap<Place, Wiring>,
     agent: Reconciler,
     view: View,
     /// What the watch has yet to deliver, per family, and how far the store's log is queued.
-    queues: [VecDeque<Change>; 5],
+    queues: [VecDeque<Change>; Family::ALL.len()],
     n_queued: usize,
     n_up: u64,
     n_given_back: u64,
 }
 
 fn family(key: &Key) -> usize {
-    match key {
-        Key::Configuration => 0,
-        Key::Vhost(_) => 1,
-        Key::BindPort(_) => 2,
-        Key::PortStatus(_) => 3,
-        Key::Action(_) => 4,
-    }
+    Family::ALL.iter().position(|family| *family == key.family()).unwrap()
 }
 
 impl World {
@@ -177,7 +171,7 @@ impl World {
 
     /// The agent plans with what it knows and acts, perhaps not to the end.
     fn agent_turn(&mut self, faults: bool) -> bool {
-        let live: Vec<Plug> = self.node.values().copied().collect();
+        let live: Vec<Wiring> = self.node.values().copied().collect();
         let plan = self.agent.plan(self.now, &self.view, &live);
         let idle = plan.actions.is_empty();
         for action in plan.actions {
@@ -204,24 +198,24 @@ impl World {
         let works = !(faults && self.random.one_in(10));
         let answer = || if works { Ok(()) } else { Err("refused".to_string()) };
         match action {
-            Action::Plug { port, plug } => {
+            Action::Wire { subject, wiring } => {
                 if works {
-                    self.node.insert(plug.vhost, plug);
+                    self.node.insert(wiring.place(), wiring);
                 }
-                self.agent.plugged(&port, &plug, answer(), self.now);
+                self.agent.wired(&subject, &wiring, answer(), self.now);
                 works
             }
-            Action::Unplug { vhost, .. } => {
+            Action::Unwire { place, .. } => {
                 if works {
-                    self.node.remove(&vhost);
+                    self.node.remove(&place);
                 }
-                self.agent.unplugged(vhost, answer(), self.now);
+                self.agent.unwired(place, answer(), self.now);
                 works
             }
-            Action::PutUp { port, txn } => {
+            Action::PutUp { subject, txn } => {
                 let done = self.txn(&txn);
                 if done {
-                    self.agent.said_up(&port, self.now);
+                    self.agent.said_up(&subject, self.now);
                 }
                 done
             }
@@ -254,13 +248,21 @@ impl World {
                 let bind_port = self.store.get(&Key::BindPort(port.clone())).expect("up without bind_port");
                 let wanted = BindPort::parse(bind_port.as_bytes()).unwrap().plug;
                 assert_eq!(self.store.get(&Key::Action(port.clone())), Some("plug"));
-                assert_eq!(self.node.get(&wanted.vhost), Some(&wanted), "up while not wired as asked");
+                assert_eq!(
+                    self.node.get(&Place::Vhost(wanted.vhost)),
+                    Some(&wanted.into()),
+                    "up while not wired as asked"
+                );
                 assert_eq!(self.store.slot_value(wanted.vhost), Some(port.as_str()));
             }
             KeyOp::Put(Key::Vhost(slot), value) => {
                 assert_eq!(value, FREE);
                 self.n_given_back += 1;
-                assert!(!self.node.contains_key(&slot.vhost), "vhost {} given back while wired", slot.vhost);
+                assert!(
+                    !self.node.contains_key(&Place::Vhost(slot.vhost)),
+                    "vhost {} given back while wired",
+                    slot.vhost
+                );
             }
             KeyOp::Put(key, _) => panic!("the agent puts {key:?}"),
             KeyOp::Delete(_) => {}
@@ -309,14 +311,15 @@ impl World {
                 self.store.get(&Key::BindPort(port.clone())).expect("a slot leaked: no bind_port");
             let wanted = BindPort::parse(bind_port.as_bytes()).unwrap().plug;
             assert_eq!(wanted.vhost, vhost, "a slot leaked: its port is elsewhere");
-            wired.insert(vhost, wanted);
+            wired.insert(Place::Vhost(vhost), wanted.into());
             if self.store.get(&Key::Action(port.clone())).is_some() {
                 assert_eq!(self.store.status(&port), Some(UP));
             }
         }
         assert_eq!(self.node, wired, "wiring and keys disagree");
         for port in self.drivers.keys().filter(|port| self.store.keys_of(port) > 0) {
-            let holds_one = wired.keys().any(|vhost| self.store.slot_value(*vhost) == Some(port.as_str()));
+            let mut vhosts = layout().into_keys().filter(|vhost| wired.contains_key(&Place::Vhost(*vhost)));
+            let holds_one = vhosts.any(|vhost| self.store.slot_value(vhost) == Some(port.as_str()));
             // A driver so slow that its slot was collected before it bound has asked for what cannot
             // be; its request stays for it to take back.
             let asked = [Key::BindPort(port.clone()), Key::Action(port.clone())];

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::dataplane::Plug;
-use crate::keys::PortId;
+use crate::dataplane::{Plug, Tap};
+use crate::keys::{PortId, TapId};
 
-/// Where a port stands.
+/// Where a port or tap flow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PortState {
@@ -44,6 +44,23 @@ pub struct PortReport {
     pub why: String,
 }
 
+/// One tap flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TapReport {
+    /// TaaS's id; None for a mirror at work whose tap flow is not known.
+    pub tap: Option<TapId>,
+    /// The port whose frames are copied.
+    pub source_port: Option<PortId>,
+    /// The port that gets the copies.
+    pub service_port: Option<PortId>,
+    /// Its mirrors at work.
+    pub live: Vec<Tap>,
+    /// In one word.
+    pub state: PortState,
+    /// The reason, where there is more to say than the word.
+    pub why: String,
+}
+
 /// The connection to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct EtcdStatus {
@@ -72,6 +89,8 @@ pub struct AgentStatus {
     pub node_error: Option<String>,
     /// All ports with keys or wiring, in order of their ids.
     pub ports: Vec<PortReport>,
+    /// All tap flows with keys or wiring, in order of their ids.
+    pub taps: Vec<TapReport>,
 }
 
 /// Shared handle on the agent's status.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::dataplane::{Layout, Plug};
-use crate::keys::{FREE, Key, Name, PortId, SlotId};
+use crate::keys::{BindPort, FREE, Key, Name, PortId, SlotId, TapId};
 use crate::txn::{Guard, KeyOp, KeyTxn};
 use crate::view::{Change, KeyValue, Listing};
 
@@ -17,6 +17,9 @@ pub fn layout() -> Layout {
     [(0, "phys1"), (1, "phys1"), (2, "phys2"), (3, "phys2")].map(|(vhost, net)| (vhost, name(net))).into()
 }
 
+/// And two mirrors.
+pub const N_MIRRORS: u32 = 2;
+
 pub fn slot(vhost: u32) -> SlotId {
     SlotId { physnet: layout()[&vhost].clone(), vhost }
 }
@@ -24,11 +27,6 @@ pub fn slot(vhost: u32) -> SlotId {
 pub fn plug(vhost: u32, mac_last: u8, vlan: Option<u16>) -> Plug {
     let mac = format!("fa:16:3e:00:00:{mac_last:02x}").parse().unwrap();
     Plug { vhost, mac, vlan }
-}
-
-pub fn bind_port_text(plug: &Plug) -> String {
-    let vlan = plug.vlan.map_or(String::new(), |vlan| format!(", \"vlan_id\": {vlan}"));
-    format!("{{\"vhost_id\": {}, \"mac_address\": \"{}\"{vlan}}}", plug.vhost, plug.mac)
 }
 
 /// The keys of one host, with etcd's revisions and a log of changes.
@@ -46,6 +44,9 @@ impl Store {
         store.put(Key::Configuration, "[]");
         for vhost in layout().into_keys() {
             store.put(Key::Vhost(slot(vhost)), FREE);
+        }
+        for mirror in 0..N_MIRRORS {
+            store.put(Key::Mirror(mirror), FREE);
         }
         store
     }
@@ -128,7 +129,7 @@ impl Store {
     }
 
     pub fn bind(&mut self, port: &PortId, plug: &Plug) {
-        self.put(Key::BindPort(port.clone()), bind_port_text(plug));
+        self.put(Key::BindPort(port.clone()), BindPort::write(plug));
     }
 
     pub fn ask(&mut self, port: &PortId, action: &str) {
@@ -148,6 +149,56 @@ impl Store {
 
     pub fn slot_value(&self, vhost: u32) -> Option<&str> {
         self.get(&Key::Vhost(slot(vhost)))
+    }
+
+    // The TaaS driver's steps.
+
+    /// Takes a mirror by compare-and-swap.
+    pub fn take_mirror(&mut self, tap: &TapId, mirror: u32) -> bool {
+        let free = self.mirror_value(mirror) == Some(FREE);
+        if free {
+            self.put(Key::Mirror(mirror), tap.as_str());
+        }
+        free
+    }
+
+    /// Says what is to be copied.
+    pub fn describe_tap(&mut self, tap: &TapId, ends: (&str, &str), mirrors: [Option<u32>; 2]) {
+        let [mirror_in, mirror_out] = mirrors.map(|id| id.map_or("null".into(), |id| id.to_string()));
+        let (source, service) = ends;
+        let text = format!(
+            "{{\"service_port\": \"{service}\", \"source_port\": \"{source}\", \"mirror_in\": {mirror_in}, \
+             \"mirror_out\": {mirror_out}}}"
+        );
+        self.put(Key::TapInfo(tap.clone()), text);
+    }
+
+    pub fn ask_tap(&mut self, tap: &TapId, action: &str) {
+        self.put(Key::TapAction(tap.clone()), action);
+    }
+
+    /// All of the driver's tap_flow_create: frames of the first port go to the second as well.
+    pub fn tap_all(&mut self, tap: &TapId, ends: (&str, &str), mirrors: [Option<u32>; 2]) {
+        for mirror in mirrors.into_iter().flatten() {
+            assert!(self.take_mirror(tap, mirror));
+        }
+        self.describe_tap(tap, ends, mirrors);
+        self.ask_tap(tap, "plug");
+    }
+
+    pub fn tap_status(&self, tap: &TapId) -> Option<&str> {
+        self.get(&Key::TapStatus(tap.clone()))
+    }
+
+    pub fn mirror_value(&self, mirror: u32) -> Option<&str> {
+        self.get(&Key::Mirror(mirror))
+    }
+
+    /// Keys of any family but mirror that name the tap flow.
+    pub fn keys_of_tap(&self, tap: &TapId) -> usize {
+        let of =
+            |key: &&Key| matches!(key, Key::TapInfo(t) | Key::TapStatus(t) | Key::TapAction(t) if t == tap);
+        self.keys.keys().filter(of).count()
     }
 
     /// Keys of any family but vhost that name the port.

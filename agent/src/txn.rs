@@ -3,7 +3,7 @@
 //! Built by the reconciler, carried out by [`crate::link`]. Keys are typed, so no transaction can
 //! name a key of another host.
 
-use crate::keys::{FREE, Key, PortId, SlotId, UP};
+use crate::keys::{FREE, Key, Subject, UP};
 
 /// A condition on one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,21 +51,18 @@ pub struct KeyTxn {
     pub ops: Vec<KeyOp>,
 }
 
-/// Revisions of a port's action and bind_port keys that a decision was based on; None: not there.
+/// Revisions of a subject's action and info keys that a decision was based on; None: not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seen {
-    /// Revision of the action key.
+    /// Revision of the action (tap_action) key.
     pub action: Option<i64>,
-    /// Revision of the bind_port key.
-    pub bind_port: Option<i64>,
+    /// Revision of the bind_port (tap_info) key.
+    pub info: Option<i64>,
 }
 
 impl Seen {
-    fn guards(self, port: &PortId) -> Vec<Guard> {
-        vec![
-            Guard::as_seen(Key::Action(port.clone()), self.action),
-            Guard::as_seen(Key::BindPort(port.clone()), self.bind_port),
-        ]
+    fn guards(self, subject: &Subject) -> Vec<Guard> {
+        vec![Guard::as_seen(subject.action(), self.action), Guard::as_seen(subject.info(), self.info)]
     }
 }
 
@@ -75,40 +72,38 @@ impl KeyTxn {
         KeyTxn { guards, ops }
     }
 
-    /// Says `up`, if the port still asks for what was done and still has its vhost.
-    pub fn put_up(port: &PortId, slot: &SlotId, seen: Seen) -> KeyTxn {
-        let mut guards = seen.guards(port);
-        guards.push(Guard::Value(Key::Vhost(slot.clone()), port.to_string()));
-        KeyTxn::new(guards, vec![KeyOp::Put(Key::PortStatus(port.clone()), UP.into())])
+    /// Says `up`, if it still asks for what was done and still has its slots.
+    pub fn put_up(subject: &Subject, slots: &[Key], seen: Seen) -> KeyTxn {
+        let mut guards = seen.guards(subject);
+        guards.extend(slots.iter().map(|slot| held_by(slot, subject)));
+        KeyTxn::new(guards, vec![KeyOp::Put(subject.status(), UP.into())])
     }
 
-    /// Gives back every slot the port holds and removes its keys, if nobody has changed them since.
-    pub fn clean(port: &PortId, slots: &[SlotId], seen: Seen) -> KeyTxn {
-        let mut guards = seen.guards(port);
-        let held = slots.iter().map(|slot| Key::Vhost(slot.clone()));
-        guards.extend(held.clone().map(|key| Guard::Value(key, port.to_string())));
-        let mut ops: Vec<KeyOp> = held.map(|key| KeyOp::Put(key, FREE.into())).collect();
-        ops.extend([
-            KeyOp::Delete(Key::BindPort(port.clone())),
-            KeyOp::Delete(Key::Action(port.clone())),
-            KeyOp::Delete(Key::PortStatus(port.clone())),
-        ]);
+    /// Gives back every slot it holds and removes its keys, if nobody has changed them since.
+    pub fn clean(subject: &Subject, slots: &[Key], seen: Seen) -> KeyTxn {
+        let mut guards = seen.guards(subject);
+        guards.extend(slots.iter().map(|slot| held_by(slot, subject)));
+        let mut ops: Vec<KeyOp> = slots.iter().map(|slot| KeyOp::Put(slot.clone(), FREE.into())).collect();
+        ops.extend([subject.info(), subject.action(), subject.status()].map(KeyOp::Delete));
         KeyTxn::new(guards, ops)
     }
 
     /// Gives one slot back whose value has not changed since `revision`. With an owner named, its
-    /// bind_port must be as seen too.
-    pub fn release(slot: &SlotId, revision: i64, owner: Option<(&PortId, Seen)>) -> KeyTxn {
-        let key = Key::Vhost(slot.clone());
-        let mut guards = vec![Guard::Unchanged(key.clone(), revision)];
-        if let Some((port, seen)) = owner {
-            guards.extend(seen.guards(port));
+    /// action and info must be as seen too.
+    pub fn release(slot: &Key, revision: i64, owner: Option<(&Subject, Seen)>) -> KeyTxn {
+        let mut guards = vec![Guard::Unchanged(slot.clone(), revision)];
+        if let Some((subject, seen)) = owner {
+            guards.extend(seen.guards(subject));
         }
-        KeyTxn::new(guards, vec![KeyOp::Put(key, FREE.into())])
+        KeyTxn::new(guards, vec![KeyOp::Put(slot.clone(), FREE.into())])
     }
 
     /// The keys the guards are about: read again when the transaction did not go through.
     pub fn guarded_keys(&self) -> impl Iterator<Item = &Key> {
         self.guards.iter().map(Guard::key)
     }
+}
+
+fn held_by(slot: &Key, subject: &Subject) -> Guard {
+    Guard::Value(slot.clone(), subject.id().to_string())
 }

@@ -1,6 +1,9 @@
 //! Spelling and reading keys and values, and refusing everything else.
 
+use spp_drivers::MacAddr;
+
 use super::*;
+use crate::Plug;
 
 fn keys(host: &str) -> HostKeys {
     HostKeys::new(Name::new(host).unwrap())
@@ -18,7 +21,11 @@ fn keys_are_spelled_as_the_document_has_them() {
         (Key::Vhost(slot), "/spp/openstack/vhost/spp4/phys1/0".into()),
         (Key::BindPort(port.clone()), format!("/spp/openstack/bind_port/spp4/{PORT}")),
         (Key::PortStatus(port.clone()), format!("/spp/openstack/port_status/spp4/{PORT}")),
-        (Key::Action(port), format!("/spp/openstack/action/spp4/{PORT}")),
+        (Key::Action(port.clone()), format!("/spp/openstack/action/spp4/{PORT}")),
+        (Key::Mirror(1), "/spp/openstack/mirror/spp4/1".into()),
+        (Key::TapInfo(port.clone()), format!("/spp/openstack/tap_info/spp4/{PORT}")),
+        (Key::TapAction(port.clone()), format!("/spp/openstack/tap_action/spp4/{PORT}")),
+        (Key::TapStatus(port), format!("/spp/openstack/tap_status/spp4/{PORT}")),
     ] {
         assert_eq!(keys.spell(&key), text);
         assert_eq!(keys.parse(text.as_bytes()), Some(key));
@@ -28,10 +35,11 @@ fn keys_are_spelled_as_the_document_has_them() {
 #[test]
 fn a_host_that_is_a_prefix_of_another_reads_none_of_its_keys() {
     let (short, long) = (keys("spp4"), keys("spp40"));
-    for family in Family::WATCHED {
+    for family in Family::ALL {
         let theirs = match family {
             Family::Configuration => long.prefix(family),
             Family::Vhost => format!("{}phys1/0", long.prefix(family)),
+            Family::Mirror => format!("{}0", long.prefix(family)),
             _ => format!("{}{PORT}", long.prefix(family)),
         };
         assert!(long.parse(theirs.as_bytes()).is_some(), "{theirs}");
@@ -59,7 +67,10 @@ fn odd_names_are_refused() {
         b"/spp/openstack/vhost/spp4/phys1",
         b"/spp/openstack/vhost/spp4/phys1/99999999999",
         b"/spp/openstack/configuration/spp4/x",
-        b"/spp/openstack/mirror/spp4/0",
+        b"/spp/openstack/mirror/spp4/00",
+        b"/spp/openstack/mirror/spp4/x",
+        b"/spp/openstack/tap_info/spp4/a/b",
+        b"/spp/openstack/taps/spp4/a",
         b"",
     ] {
         assert_eq!(keys.parse(key), None, "{}", String::from_utf8_lossy(key));
@@ -127,8 +138,48 @@ fn garbage_bind_port_values_are_refused() {
     for text in bad {
         assert!(BindPort::parse(text.as_bytes()).is_err(), "{text}");
     }
-    assert_eq!(BindPort::parse(&[b' '; 5000]), Err(BindPortError::TooLong(5000)));
+    assert_eq!(BindPort::parse(&[b' '; 5000]), Err(InfoError::TooLong(5000)));
     assert!(BindPort::parse(b"\xff\xfe").is_err());
+}
+
+const TAP: &str = r#"{"service_port": "d", "source_port": "s", "mirror_in": 0, "mirror_out": null}"#;
+
+#[test]
+fn tap_info_of_each_direction_is_understood() {
+    let tap = TapInfo::parse(TAP.as_bytes()).unwrap();
+    let want = |mirror_in, mirror_out| TapInfo {
+        source_port: Name::new("s").unwrap(),
+        service_port: Name::new("d").unwrap(),
+        mirror_in,
+        mirror_out,
+        lenient: false,
+    };
+    assert_eq!(tap, want(Some(0), None));
+    let both = TAP.replace("null", "1");
+    assert_eq!(TapInfo::parse(both.as_bytes()), Ok(want(Some(0), Some(1))));
+    let out = TAP.replace("null", "3").replace('0', "null");
+    assert_eq!(TapInfo::parse(out.as_bytes()), Ok(want(None, Some(3))));
+    assert!(TapInfo::parse(TAP.replace('0', "\"0\"").as_bytes()).unwrap().lenient);
+}
+
+#[test]
+fn garbage_tap_info_values_are_refused() {
+    for (text, with) in [
+        (": 0", ": null"),
+        (": 0", ": -1"),
+        (": 0", ": []"),
+        ("null", "0"),
+        ("\"s\"", "\"d\""),
+        ("\"s\"", "\"a/b\""),
+        ("\"s\"", "7"),
+        ("\"s\"", "null"),
+        ("service_port", "service"),
+        ("{", "["),
+    ] {
+        let garbage = TAP.replacen(text, with, 1);
+        assert_ne!(garbage, TAP);
+        assert!(TapInfo::parse(garbage.as_bytes()).is_err(), "{garbage}");
+    }
 }
 
 proptest::proptest! {
@@ -148,6 +199,7 @@ proptest::proptest! {
     #[test]
     fn arbitrary_values_are_read_or_refused(value in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
         let _ = BindPort::parse(&value);
+        let _ = TapInfo::parse(&value);
         SlotValue::parse(&value);
         Request::parse(&value);
         assert_eq!(keys("spp4").parse(&value), None);
@@ -158,7 +210,7 @@ proptest::proptest! {
         let mut mac = MacAddr(mac);
         mac.0[0] = mac.0[0] & !1 | 2;
         let plug = Plug { vhost, mac, vlan };
-        let read = BindPort::parse(crate::testing::bind_port_text(&plug).as_bytes());
+        let read = BindPort::parse(BindPort::write(&plug).as_bytes());
         assert_eq!(read, Ok(BindPort { plug, lenient: false }));
     }
 }

@@ -1,68 +1,122 @@
-//! How every port stands, in words, from the same pass that made the plan.
+//! How every port and tap flow stands, in words, from the same pass that made the plan.
 
-use crate::keys::{Key, PortId};
-use crate::port::{PortKeys, Verdict};
-use crate::status::{PortReport, PortState};
-
-use super::{Pass, Reconciler};
+use super::*;
+use crate::status::PortState;
 
 impl Reconciler {
     pub(super) fn report(&self, pass: &mut Pass) {
-        let mut reports: Vec<PortReport> = Vec::new();
-        for (port, verdict) in &pass.verdicts {
-            reports.push(self.report_port(port, verdict, pass));
+        let (mut ports, mut taps) = (Vec::new(), Vec::new());
+        for (subject, verdict) in &pass.verdicts {
+            let keys = pass.state.subjects.get(subject);
+            let live: Vec<Wiring> =
+                self.wired_by(subject).filter_map(|place| pass.live.get(&place)).copied().collect();
+            let (state, why) = self.stands(subject, verdict, &live, pass);
+            match subject {
+                Subject::Port(port) => ports.push(PortReport {
+                    port: Some(port.clone()),
+                    wanted: keys.and_then(SubjectKeys::plug),
+                    live: live.first().and_then(plug),
+                    state,
+                    why,
+                }),
+                Subject::Tap(tap) => {
+                    let info = keys.and_then(SubjectKeys::tap);
+                    taps.push(TapReport {
+                        tap: Some(tap.clone()),
+                        source_port: info.map(|info| info.source_port.clone()),
+                        service_port: info.map(|info| info.service_port.clone()),
+                        live: live.iter().filter_map(tap_of).collect(),
+                        state,
+                        why,
+                    });
+                }
+            }
         }
-        for (vhost, plug) in pass.live.iter().filter(|(vhost, _)| !self.owners.contains_key(vhost)) {
-            let why = match self.held.contains_key(vhost) {
+        for (place, wiring) in pass.live.iter().filter(|(place, _)| !self.owners.contains_key(place)) {
+            let why = match self.held.contains_key(place) {
                 true => "kept since etcd went back",
-                false => "no port asks for it",
+                false => "nobody asks for it",
             };
             let (state, why) = (PortState::Kept, why.to_string());
-            reports.push(PortReport { port: None, wanted: None, live: Some(*plug), state, why });
+            match wiring {
+                Wiring::Plug(plug) => {
+                    ports.push(PortReport { port: None, wanted: None, live: Some(*plug), state, why });
+                }
+                Wiring::Tap(tap) => taps.push(TapReport {
+                    tap: None,
+                    source_port: None,
+                    service_port: None,
+                    live: vec![*tap],
+                    state,
+                    why,
+                }),
+            }
         }
-        pass.plan.ports = reports;
+        pass.plan.ports = ports;
+        pass.plan.taps = taps;
     }
 
-    fn report_port(&self, port: &PortId, verdict: &Verdict, pass: &Pass) -> PortReport {
-        let keys = pass.state.ports.get(port);
-        let wanted = keys.and_then(PortKeys::plug);
-        let live = self.wired_by(port).next().and_then(|vhost| pass.live.get(&vhost)).copied();
-        let refusal = |vhost: u32| self.attempts.get(&vhost).and_then(|attempt| attempt.error.clone());
-        let (state, why) = match verdict {
-            Verdict::Wire { plug, announce } if live == Some(*plug) => {
-                let said = *announce && keys.is_some_and(|keys| keys.status == Some(true));
-                let lenient =
-                    matches!(keys.map(|keys| &keys.bind_port), Some(Some((Ok(bind), _))) if bind.lenient);
-                let why = if lenient { "bind_port has numbers written as text" } else { "" };
-                (if said { PortState::Up } else { PortState::Wired }, why.to_string())
-            }
-            Verdict::Wire { plug, .. } => (PortState::Wiring, refusal(plug.vhost).unwrap_or_default()),
-            Verdict::Keep(why) if live.is_some() => (PortState::Kept, why.clone()),
-            Verdict::Keep(why) => (self.waits_or_refused(port, keys, pass), why.clone()),
-            Verdict::Drop(why) if live.is_some_and(|plug| self.protected(plug.vhost, pass)) => {
-                (PortState::Kept, why.clone())
-            }
-            Verdict::Drop(why) if live.is_some() => (PortState::Unplugging, why.clone()),
-            Verdict::Drop(why) => (self.waits_or_refused(port, keys, pass), why.clone()),
-            Verdict::Unplug => {
-                (PortState::Unplugging, live.and_then(|plug| refusal(plug.vhost)).unwrap_or_default())
-            }
+    fn stands(
+        &self,
+        subject: &Subject,
+        verdict: &Verdict,
+        live: &[Wiring],
+        pass: &Pass,
+    ) -> (PortState, String) {
+        let keys = pass.state.subjects.get(subject);
+        let is_live = !live.is_empty();
+        let refusal = |wirings: &[Wiring]| {
+            let error = |wiring: &Wiring| self.attempts.get(&wiring.place())?.error.clone();
+            wirings.iter().find_map(error).unwrap_or_default()
         };
-        PortReport { port: Some(port.clone()), wanted, live, state, why }
+        match verdict {
+            Verdict::Wire { wirings, announce } if wirings.iter().all(|wiring| live.contains(wiring)) => {
+                let said = *announce && keys.is_some_and(|keys| keys.status == Some(true));
+                let state = if said { PortState::Up } else { PortState::Wired };
+                let word = subject.info().family().word();
+                let lenient = keys.is_some_and(SubjectKeys::lenient);
+                (state, if lenient { format!("{word} has numbers written as text") } else { String::new() })
+            }
+            Verdict::Wire { wirings, .. } => (PortState::Wiring, refusal(wirings)),
+            Verdict::Keep(why) if is_live => (PortState::Kept, why.clone()),
+            Verdict::Wait(why) | Verdict::Drop(why) if is_live => {
+                let protected = live.iter().any(|wiring| self.protected(wiring.place(), pass.state));
+                (if protected { PortState::Kept } else { PortState::Unplugging }, why.clone())
+            }
+            Verdict::Wait(why) => (PortState::Waiting, why.clone()),
+            Verdict::Keep(why) | Verdict::Drop(why) => {
+                (self.waits_or_refused(subject, keys, pass), why.clone())
+            }
+            Verdict::Unplug => (PortState::Unplugging, refusal(live)),
+        }
     }
 
     /// A port whose driver may still be between two steps waits; anything else is refused.
-    fn waits_or_refused(&self, port: &PortId, keys: Option<&PortKeys>, pass: &Pass) -> PortState {
+    fn waits_or_refused(&self, subject: &Subject, keys: Option<&SubjectKeys>, pass: &Pass) -> PortState {
         let Some(keys) = keys else { return PortState::Waiting };
-        let young = |key: Key| {
-            let since = self.suspects.get(&key).map(|(_, since)| *since);
+        let young = || {
+            let since = self.suspects.get(&subject.action()).map(|(_, since)| *since);
             since.is_none_or(|since| pass.now < since + self.timing.orphan_report)
         };
-        match (&keys.bind_port, &keys.action) {
+        match (&keys.info, &keys.action) {
             (None, None) => PortState::Waiting,
             (Some((Ok(_), _)), None) => PortState::Waiting,
-            (None, Some(_)) if young(Key::Action(port.clone())) => PortState::Waiting,
+            (None, Some(_)) if young() => PortState::Waiting,
             _ => PortState::Refused,
         }
+    }
+}
+
+fn plug(wiring: &Wiring) -> Option<Plug> {
+    match wiring {
+        Wiring::Plug(plug) => Some(*plug),
+        Wiring::Tap(_) => None,
+    }
+}
+
+fn tap_of(wiring: &Wiring) -> Option<Tap> {
+    match wiring {
+        Wiring::Tap(tap) => Some(*tap),
+        Wiring::Plug(_) => None,
     }
 }

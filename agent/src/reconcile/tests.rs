@@ -4,13 +4,18 @@ mod history;
 mod leftovers;
 mod oddities;
 mod plug;
+mod taps;
 mod unplug;
 
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::testing::{Store, layout, name, plug};
+use crate::testing::{N_MIRRORS, Store, layout, name, plug};
 use crate::view::History;
+
+fn new_agent() -> Reconciler {
+    Reconciler::new(layout(), Timing::default()).with_mirrors(N_MIRRORS)
+}
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -19,10 +24,12 @@ struct World {
     store: Store,
     view: View,
     node: BTreeMap<u32, Plug>,
+    taps: BTreeMap<u32, Tap>,
     /// Every call the node got, in words.
     calls: Vec<String>,
     refuse: bool,
     refuse_unplug: bool,
+    refuse_untap: bool,
     agent: Reconciler,
     n_up: usize,
     last: Plan,
@@ -35,17 +42,27 @@ impl World {
             store: Store::new(),
             view: View::default(),
             node: BTreeMap::new(),
+            taps: BTreeMap::new(),
             calls: Vec::new(),
             refuse: false,
             refuse_unplug: false,
-            agent: Reconciler::new(layout(), Timing::default()),
+            refuse_untap: false,
+            agent: new_agent(),
             n_up: 0,
             last: Plan::default(),
         }
     }
 
-    fn live(&self) -> Vec<Plug> {
-        self.node.values().copied().collect()
+    fn live(&self) -> Vec<Wiring> {
+        let plugs = self.node.values().copied().map(Wiring::Plug);
+        plugs.chain(self.taps.values().copied().map(Wiring::Tap)).collect()
+    }
+
+    /// No tap without guests at both its ends.
+    fn check_taps(&self) {
+        for tap in self.taps.values() {
+            assert!(self.node.contains_key(&tap.source) && self.node.contains_key(&tap.service), "{tap}");
+        }
     }
 
     fn list(&mut self) {
@@ -56,17 +73,15 @@ impl World {
         self.view.relist(listing);
     }
 
-    fn node_call(
-        &mut self,
-        call: String,
-        change: impl FnOnce(&mut BTreeMap<u32, Plug>),
-    ) -> Result<(), String> {
-        let refused = self.refuse || (self.refuse_unplug && call.starts_with("unplug"));
+    fn node_call(&mut self, call: String, change: impl FnOnce(&mut World)) -> Result<(), String> {
+        let refused = self.refuse
+            || (self.refuse_unplug && call.starts_with("unplug"))
+            || (self.refuse_untap && call.starts_with("untap"));
         self.calls.push(call);
         if refused {
             return Err("no".into());
         }
-        change(&mut self.node);
+        change(self);
         Ok(())
     }
 
@@ -86,21 +101,37 @@ impl World {
     /// Carries one action out. False: plan again.
     fn act(&mut self, action: Action) -> bool {
         match action {
-            Action::Plug { port, plug } => {
-                let result = self.node_call(format!("plug {plug}"), |node| _ = node.insert(plug.vhost, plug));
-                self.agent.plugged(&port, &plug, result.clone(), self.now);
+            Action::Wire { subject, wiring } => {
+                let result = match wiring {
+                    Wiring::Plug(plug) => {
+                        self.node_call(format!("plug {plug}"), |w| _ = w.node.insert(plug.vhost, plug))
+                    }
+                    Wiring::Tap(tap) => {
+                        self.node_call(format!("tap {tap}"), |w| _ = w.taps.insert(tap.mirror, tap))
+                    }
+                };
+                self.agent.wired(&subject, &wiring, result.clone(), self.now);
+                self.check_taps();
                 result.is_ok()
             }
-            Action::Unplug { vhost, .. } => {
-                let result = self.node_call(format!("unplug {vhost}"), |node| _ = node.remove(&vhost));
-                self.agent.unplugged(vhost, result.clone(), self.now);
+            Action::Unwire { place, .. } => {
+                let result = match place {
+                    Place::Vhost(vhost) => {
+                        self.node_call(format!("unplug {vhost}"), |w| _ = w.node.remove(&vhost))
+                    }
+                    Place::Mirror(mirror) => {
+                        self.node_call(format!("untap {mirror}"), |w| _ = w.taps.remove(&mirror))
+                    }
+                };
+                self.agent.unwired(place, result.clone(), self.now);
+                self.check_taps();
                 result.is_ok()
             }
-            Action::PutUp { port, txn } => {
+            Action::PutUp { subject, txn } => {
                 let done = self.txn(&txn);
                 if done {
                     self.n_up += 1;
-                    self.agent.said_up(&port, self.now);
+                    self.agent.said_up(&subject, self.now);
                 }
                 done
             }
@@ -149,6 +180,6 @@ impl World {
     fn assert_gone(&self, port: &str, vhost: u32) {
         assert_eq!(self.store.keys_of(&name(port)), 0);
         assert_ne!(self.store.slot_value(vhost), Some(port));
-        assert!(!self.agent.owners.values().any(|owner| owner.as_str() == port));
+        assert!(!self.agent.owners.values().any(|owner| *owner == Subject::Port(name(port))));
     }
 }

@@ -31,7 +31,7 @@ fn restart_of_everything_wires_again_and_says_up_again() {
     let mut w = World::new();
     w.store.bind_all(&name("a"), &plug(0, 1, Some(7)));
     w.settle();
-    w.agent = Reconciler::new(layout(), Timing::default());
+    w.agent = new_agent();
     w.view = View::default();
     w.node.clear();
     w.settle();

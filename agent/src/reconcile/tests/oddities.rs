@@ -1,9 +1,9 @@
 //! Garbage, contradictions and hands in the keys.
 
 use super::*;
-use crate::keys::FREE;
+use crate::keys::{BindPort, FREE, SlotId};
 use crate::status::PortState;
-use crate::testing::{bind_port_text, slot};
+use crate::testing::slot;
 
 #[test]
 fn of_two_ports_that_name_one_vhost_the_holder_of_its_key_is_wired() {
@@ -100,7 +100,7 @@ fn vanished_action_keeps_the_wiring_and_a_restart_restores_it() {
     let n_up = w.n_up;
     w.pass(S(300));
     assert_eq!((w.node[&0], w.n_up, w.report("a").state), (plug(0, 1, None), n_up, PortState::Wired));
-    w.agent = Reconciler::new(layout(), Timing::default());
+    w.agent = new_agent();
     w.node.clear();
     w.settle();
     assert_eq!((w.node[&0], w.n_up), (plug(0, 1, None), n_up));
@@ -161,7 +161,7 @@ fn port_status_that_was_deleted_is_put_again() {
 fn numbers_as_text_are_wired_and_remarked_on() {
     let mut w = World::new();
     assert!(w.store.take(&name("a"), 0));
-    let text = bind_port_text(&plug(0, 1, None)).replace(": 0", ": \"0\"");
+    let text = BindPort::write(&plug(0, 1, None)).replace(": 0", ": \"0\"");
     w.store.put(Key::BindPort(name("a")), text);
     w.store.ask(&name("a"), "plug");
     w.settle();

@@ -51,7 +51,7 @@ fn slot_is_not_given_back_while_wired_for_a_port_not_known_any_more() {
     let mut w = World::new();
     w.store.bind_all(&name("a"), &plug(0, 1, None));
     w.settle();
-    w.agent = Reconciler::new(layout(), Timing::default());
+    w.agent = new_agent();
     w.refuse = true;
     w.store.delete(&Key::BindPort(name("a")));
     w.store.delete(&Key::Action(name("a")));
