@@ -3,14 +3,13 @@
 //! Two SPSC rings per half: commands in, replies out. The half looks into its mailbox once per
 //! burst (one load); everything it gives up (rings, memory, eventfds) travels back in the
 //! reply, so that no core unmaps, closes or frees. The control thread waits for replies with a
-//! deadline; what it has not got back stays alive.
+//! deadline; what it has not got back stays alive. `tests/loom` tries every interleaving.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spp_drivers::spsc::{self, Consumer, Producer};
 
+use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, Patience};
 use crate::vring::{CallFd, Ring, RingFault, RingMemory};
 
 /// Commands a half may be behind.
@@ -105,8 +104,7 @@ impl Handover {
 
     /// Sends a command and waits for its reply. Late replies to earlier commands are dropped here, on the control thread.
     pub fn call(&mut self, command: Command) -> Result<Reply, NoAnswer> {
-        let deadline = Instant::now() + DEADLINE;
-        let mut wait = Backoff::default();
+        let mut patience = Patience::new(DEADLINE);
         let mut command = Some(command);
         loop {
             if let Some(unsent) = command.take() {
@@ -122,24 +120,10 @@ impl Handover {
                 }
             }
             // Half gone: its ring went with it.
-            if self.commands.is_abandoned() || Instant::now() >= deadline {
+            if self.commands.is_abandoned() || patience.is_over() {
                 return Err(NoAnswer);
             }
-            wait.pause();
-        }
-    }
-}
-
-/// Short waits first: a polling half answers within a microsecond or two.
-#[derive(Default)]
-struct Backoff(u32);
-
-impl Backoff {
-    fn pause(&mut self) {
-        self.0 = (self.0 + 1).min(20);
-        match self.0 {
-            0..10 => std::thread::yield_now(),
-            n => std::thread::sleep(Duration::from_micros(20 << ((n - 10) / 2))),
+            patience.pause();
         }
     }
 }

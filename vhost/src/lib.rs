@@ -17,6 +17,7 @@ pub mod session;
 pub mod setup;
 pub mod socket;
 pub mod status;
+mod sync;
 pub mod to_guest;
 pub mod vring;
 pub mod wire;
