@@ -41,6 +41,8 @@ pub const OFFERED: &[(u64, &str)] = &[
     (EVENT_IDX, "event_idx"),
     (PROTOCOL_FEATURES, "protocol_features"),
     (VERSION_1, "version_1"),
+    (RING_PACKED, "ring_packed"),
+    (IN_ORDER, "in_order"),
 ];
 
 /// The offered bits.

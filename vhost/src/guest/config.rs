@@ -33,19 +33,29 @@ pub struct GuestConfig {
     pub path: PathBuf,
     /// What the frontend does with it: it listens (`Server`) or connects (`Client`).
     pub role: Role,
-    /// Entries of each of the two rings: a power of two up to 32,768.
+    /// Entries of each ring: a power of two up to 32,768; packed, any number up to it.
     pub ring_size: u16,
     /// Offer MRG_RXBUF.
     pub mrg_rxbuf: bool,
+    /// Longest frame a receive buffer takes without MRG_RXBUF; a buffer is one chain (or, with
+    /// [`TxLayout::Indirect`], one table) of 2 KiB pieces.
+    pub rx_frame_bytes: usize,
     /// Offer EVENT_IDX.
     pub event_idx: bool,
+    /// Offer RING_PACKED.
+    pub packed: bool,
+    /// Offer IN_ORDER.
+    pub in_order: bool,
+    /// Queue pairs, all enabled; more than one needs MQ.
+    pub n_pairs: u16,
     /// How frames are sent.
     pub tx_layout: TxLayout,
     /// Order of messages.
     pub order: MessageOrder,
     /// Cut of the memory.
     pub memory: MemoryLayout,
-    /// Where both rings' indices start, told to the backend with SET_VRING_BASE.
+    /// Where all rings' indices start, told to the backend with SET_VRING_BASE. Packed rings start at this slot
+    /// (modulo their size) with wrap counter 1.
     pub first_index: u16,
     /// Ask for calls on received frames, for [`Guest::wait_for_call`](super::Guest::wait_for_call).
     pub want_calls: bool,
@@ -61,7 +71,11 @@ impl GuestConfig {
             role,
             ring_size: 256,
             mrg_rxbuf: true,
+            rx_frame_bytes: 2048,
             event_idx: true,
+            packed: false,
+            in_order: false,
+            n_pairs: 1,
             tx_layout: TxLayout::OneDescriptor,
             order: MessageOrder::Qemu,
             memory: MemoryLayout::TwoRegionsOneFile,

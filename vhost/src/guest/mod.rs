@@ -7,11 +7,12 @@
 mod config;
 mod memory;
 mod queues;
+mod ring;
 mod session;
 
 use std::time::{Duration, Instant};
 
-use spp_drivers::virtio::ring::{RingFault, SplitRing};
+use spp_drivers::virtio::ring::RingFault;
 use vmm_sys_util::poll::PollContext;
 
 pub use config::{GuestConfig, GuestError, MessageOrder, TxLayout};
@@ -19,12 +20,13 @@ pub use memory::MemoryLayout;
 
 use crate::Role;
 use memory::GuestMemory;
-use queues::{Bells, GuestRx, GuestTx, buffer_bytes, ring_bytes};
-use session::{Endpoint, F_EVENT_IDX, F_INDIRECT_DESC, F_MRG_RXBUF, F_VERSION_1, RingSetup, Session};
+use queues::{Bells, GuestRx, GuestTx, RxShape, buffer_bytes};
+use ring::{GuestRing, RingChoice, ring_bytes};
+use session::*;
 
-/// The guest's receive ring (the backend's `to_guest`).
+/// The guest's first receive ring (the backend's `to_guest`). That of queue pair `n` is `2 * n`.
 pub const RX_RING: usize = 0;
-/// The guest's transmit ring (the backend's `from_guest`).
+/// The guest's first transmit ring (the backend's `from_guest`).
 pub const TX_RING: usize = 1;
 
 /// What a guest has done so far.
@@ -40,10 +42,14 @@ pub struct GuestCounters {
     pub kicks: u64,
 }
 
-struct Device {
-    memory: GuestMemory,
+struct Pair {
     rx: GuestRx,
     tx: GuestTx,
+}
+
+struct Device {
+    memory: GuestMemory,
+    pairs: Vec<Pair>,
 }
 
 /// A guest whose rings run, or ran until its backend went away.
@@ -63,6 +69,9 @@ fn wanted_features(config: &GuestConfig) -> u64 {
         (config.mrg_rxbuf, F_MRG_RXBUF),
         (config.event_idx, F_EVENT_IDX),
         (config.tx_layout == TxLayout::Indirect, F_INDIRECT_DESC),
+        (config.packed, F_RING_PACKED),
+        (config.in_order, F_IN_ORDER),
+        (config.n_pairs > 1, F_MQ),
     ] {
         wanted |= if on { bit } else { 0 };
     }
@@ -71,40 +80,70 @@ fn wanted_features(config: &GuestConfig) -> u64 {
 
 impl Device {
     fn new(config: &GuestConfig, features: u64) -> Result<Device, GuestError> {
-        let size = config.ring_size;
-        if !size.is_power_of_two() || size > 1 << 15 {
+        let (size, packed) = (config.ring_size, features & F_RING_PACKED != 0);
+        if size == 0 || size > 1 << 15 || !(packed || size.is_power_of_two()) {
             return Err(GuestError::Config(format!("ring size {size} is not a power of two up to 32768")));
         }
-        let need = 2 * (buffer_bytes(size) + ring_bytes(size) + 4096);
+        let n_pairs = usize::from(config.n_pairs.max(1));
+        let need = 2 * n_pairs * (buffer_bytes(size) + ring_bytes(size) + 4096);
         let mut memory = GuestMemory::new(config.memory, need).map_err(GuestError::Memory)?;
+        let pairs =
+            (0..n_pairs).map(|_| Pair::new(config, features, &mut memory)).collect::<Result<_, _>>()?;
+        Ok(Device { memory, pairs })
+    }
+
+    fn ring_setups(&self) -> Vec<RingSetup<'_>> {
+        fn setup<'a, T>(index: usize, ring: &GuestRing<T>, bells: &'a Bells) -> RingSetup<'a> {
+            let (at, size, base) = (ring.addresses(), ring.size(), ring.base());
+            let (desc, avail, used) = (at.desc, at.avail, at.used);
+            RingSetup { index, size, base, desc, avail, used, kick: &bells.kick, call: &bells.call }
+        }
+        let both = |(n, pair)| {
+            let Pair { rx, tx }: &Pair = pair;
+            [setup(2 * n + RX_RING, &rx.ring, &rx.bells), setup(2 * n + TX_RING, &tx.ring, &tx.bells)]
+        };
+        self.pairs.iter().enumerate().flat_map(both).collect()
+    }
+
+    fn kick_all(&mut self) {
+        for pair in &mut self.pairs {
+            pair.rx.bells.kick();
+            pair.tx.bells.kick();
+        }
+    }
+}
+
+impl Pair {
+    fn new(config: &GuestConfig, features: u64, memory: &mut GuestMemory) -> Result<Pair, GuestError> {
+        let size = config.ring_size;
         // Region 0 has the receive buffers if they fit, the last one all else: both are used.
         let mut carve =
             |len, prefer| memory.carve(len, prefer).expect("the regions were sized for all spans");
         let (rx_buffers, tx_buffers) = (carve(buffer_bytes(size), 0), carve(buffer_bytes(size), 1));
         let (rx_memory, tx_memory) = (carve(ring_bytes(size), 0), carve(ring_bytes(size), 1));
-        let (event_idx, first) = (features & F_EVENT_IDX != 0, config.first_index);
-        let mut rx_ring = SplitRing::starting_at(rx_memory, size, event_idx, first);
+        let choice = RingChoice {
+            packed: features & F_RING_PACKED != 0,
+            in_order: features & F_IN_ORDER != 0,
+            event_idx: features & F_EVENT_IDX != 0,
+            size,
+            first_index: config.first_index,
+        };
+        let mut rx_ring = GuestRing::new(rx_memory, choice);
         rx_ring.want_calls(config.want_calls);
-        let tx_ring = SplitRing::starting_at(tx_memory, size, event_idx, first);
+        let tx_ring = GuestRing::new(tx_memory, choice);
+        let indirect = features & F_INDIRECT_DESC != 0;
         let layout = match config.tx_layout {
-            TxLayout::Indirect if features & F_INDIRECT_DESC == 0 => TxLayout::HeaderApart,
+            TxLayout::Indirect if !indirect => TxLayout::HeaderApart,
             layout => layout,
         };
-        let mergeable = features & F_MRG_RXBUF != 0;
-        let bells = || Bells::new().map_err(GuestError::EventFd);
-        let rx = GuestRx::new(rx_ring, rx_buffers, bells()?, mergeable);
-        let tx = GuestTx::new(tx_ring, tx_buffers, bells()?, layout);
-        Ok(Device { memory, rx, tx })
-    }
-
-    fn ring_setups(&self) -> [RingSetup<'_>; 2] {
-        fn setup<'a, T>(index: usize, ring: &SplitRing<memory::Span, T>, bells: &'a Bells) -> RingSetup<'a> {
-            let (at, size, base) = (ring.addresses(), ring.size(), ring.used_idx());
-            let (desc, avail, used) = (at.desc, at.avail, at.used);
-            RingSetup { index, size, base, desc, avail, used, kick: &bells.kick, call: &bells.call }
+        let shape = RxShape::new(features & F_MRG_RXBUF != 0, indirect, config.rx_frame_bytes);
+        if usize::from(size) < shape.n_pieces {
+            return Err(GuestError::Config(format!("a ring of {size} holds no receive buffer")));
         }
-        let (rx, tx) = (&self.rx, &self.tx);
-        [setup(RX_RING, &rx.ring, &rx.bells), setup(TX_RING, &tx.ring, &tx.bells)]
+        let bells = || Bells::new().map_err(GuestError::EventFd);
+        let rx = GuestRx::new(rx_ring, rx_buffers, bells()?, shape);
+        let tx = GuestTx::new(tx_ring, tx_buffers, bells()?, layout);
+        Ok(Pair { rx, tx })
     }
 }
 
@@ -126,8 +165,7 @@ impl Guest {
             session.set_up(self.features, &self.device.memory.table(), &self.device.ring_setups())?;
         }
         // What was posted before a backend came (or came back) must be looked at.
-        self.device.rx.bells.kick();
-        self.device.tx.bells.kick();
+        self.device.kick_all();
         Ok(())
     }
 
@@ -157,10 +195,11 @@ impl Guest {
         self.set_up()
     }
 
-    /// Stops both rings (GET_VRING_BASE); returns the backend's next index of each.
-    pub fn stop_rings(&mut self) -> Result<[u16; 2], GuestError> {
-        let Some(session) = &mut self.session else { return Ok([0; 2]) };
-        let bases = [session.stop_ring(RX_RING)?, session.stop_ring(TX_RING)?];
+    /// Stops all rings (GET_VRING_BASE); returns where the backend would go on with each.
+    pub fn stop_rings(&mut self) -> Result<Vec<u32>, GuestError> {
+        let Some(session) = &mut self.session else { return Ok(Vec::new()) };
+        let bases = (0..2 * self.device.pairs.len()).map(|index| session.stop_ring(index));
+        let bases = bases.collect::<Result<_, _>>()?;
         self.reap_all();
         Ok(bases)
     }
@@ -170,12 +209,11 @@ impl Guest {
         if let Some(session) = &mut self.session {
             self.device.ring_setups().iter().try_for_each(|ring| session.start_ring(ring))?;
         }
-        self.device.rx.bells.kick();
-        self.device.tx.bells.kick();
+        self.device.kick_all();
         Ok(())
     }
 
-    /// SET_VRING_ENABLE for one ring ([`RX_RING`] or [`TX_RING`]).
+    /// SET_VRING_ENABLE for one ring ([`RX_RING`] or [`TX_RING`], plus twice the queue pair).
     pub fn enable_ring(&mut self, ring: usize, on: bool) -> Result<(), GuestError> {
         self.session.as_mut().map_or(Ok(()), |session| session.enable_ring(ring, on))
     }
@@ -202,10 +240,10 @@ impl Guest {
 
     /// What was done so far.
     pub fn counters(&self) -> GuestCounters {
-        let (rx, tx) = (&self.device.rx, &self.device.tx);
+        let sum = |of: fn(&Pair) -> u64| self.device.pairs.iter().map(of).sum();
         GuestCounters {
-            malformed: rx.n_malformed,
-            kicks: rx.bells.n_kicks + tx.bells.n_kicks,
+            malformed: sum(|pair| pair.rx.n_malformed),
+            kicks: sum(|pair| pair.rx.bells.n_kicks + pair.tx.bells.n_kicks),
             ..self.counters
         }
     }
@@ -213,51 +251,80 @@ impl Guest {
     /// Frames sent that the backend has not given back as far as seen.
     pub fn in_flight(&mut self) -> usize {
         self.reap_all();
-        usize::from(self.device.tx.ring.outstanding())
+        self.device.pairs.iter().map(|pair| usize::from(pair.tx.ring.outstanding())).sum()
     }
 
     fn reap_all(&mut self) {
-        if let Err(fault) = self.device.tx.reap() {
-            self.fault.get_or_insert(fault);
+        for pair in &mut self.device.pairs {
+            if let Err(fault) = pair.tx.reap() {
+                self.fault.get_or_insert(fault);
+            }
         }
     }
 
-    /// Sends one frame of up to 16 KiB; false when the ring is full.
+    /// Queue pairs.
+    pub fn n_pairs(&self) -> usize {
+        self.device.pairs.len()
+    }
+
+    /// Sends one frame of up to 16 KiB on the first queue; false when the ring is full.
     pub fn send(&mut self, frame: &[u8]) -> bool {
         self.send_burst([frame]) == 1
     }
 
-    /// Sends frames until one does not fit, and publishes them at once; returns how many went.
+    /// As [`send`](Self::send), on a queue of one's choice.
+    pub fn send_on(&mut self, pair: usize, frame: &[u8]) -> bool {
+        self.send_burst_on(pair, [frame]) == 1
+    }
+
+    /// Sends frames on the first queue until one does not fit, and publishes them at once; returns how many went.
     pub fn send_burst<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) -> usize {
-        self.reap_all();
+        self.send_burst_on(0, frames)
+    }
+
+    fn send_burst_on<'a>(&mut self, pair: usize, frames: impl IntoIterator<Item = &'a [u8]>) -> usize {
+        let tx = &mut self.device.pairs[pair].tx;
+        if let Err(fault) = tx.reap() {
+            self.fault.get_or_insert(fault);
+        }
         if self.fault.is_some() {
             return 0;
         }
-        let n = frames.into_iter().take_while(|frame| self.device.tx.post(frame)).count();
-        self.device.tx.publish();
+        let n = frames.into_iter().take_while(|frame| tx.post(frame)).count();
+        tx.publish();
         self.counters.sent += n as u64;
         n
     }
 
-    /// Takes one frame into `buf` (cleared first); false when there is none.
+    /// Takes one frame of any queue into `buf` (cleared first); false when there is none.
     pub fn receive(&mut self, buf: &mut Vec<u8>) -> bool {
+        (0..self.n_pairs()).any(|pair| self.receive_on(pair, buf))
+    }
+
+    /// As [`receive`](Self::receive), from a queue of one's choice.
+    pub fn receive_on(&mut self, pair: usize, buf: &mut Vec<u8>) -> bool {
         buf.clear();
         // A frame of several buffers may take several turns; each turn takes what is there.
-        while self.device.rx.ring.fault().is_none() {
-            let before = self.device.rx.ring.used_idx();
-            if self.receive_burst(1, |frame| buf.extend_from_slice(frame)) == 1 {
+        while self.device.pairs[pair].rx.ring.fault().is_none() {
+            let before = self.device.pairs[pair].rx.ring.base();
+            if self.receive_burst_on(pair, 1, |frame| buf.extend_from_slice(frame)) == 1 {
                 return true;
             }
-            if self.device.rx.ring.used_idx() == before {
+            if self.device.pairs[pair].rx.ring.base() == before {
                 return false;
             }
         }
         false
     }
 
-    /// Takes up to `limit` (at most 32) buffers and hands each frame they complete to `sink`; returns how many frames.
+    /// Takes up to `limit` buffers of the first queue and hands each frame they complete to `sink`; returns how many
+    /// frames.
     pub fn receive_burst(&mut self, limit: usize, sink: impl FnMut(&[u8])) -> usize {
-        match self.device.rx.receive(limit, sink) {
+        self.receive_burst_on(0, limit, sink)
+    }
+
+    fn receive_burst_on(&mut self, pair: usize, limit: usize, sink: impl FnMut(&[u8])) -> usize {
+        match self.device.pairs[pair].rx.receive(limit, sink) {
             Ok(n) => {
                 self.counters.received += n as u64;
                 n
@@ -271,7 +338,7 @@ impl Guest {
 
     /// Sleeps until the backend calls for a received frame; false at the deadline. Needs `want_calls`.
     pub fn wait_for_call(&mut self, deadline: Duration) -> bool {
-        let call = &self.device.rx.bells.call;
+        let call = &self.device.pairs[0].rx.bells.call;
         let Ok(context) = PollContext::<u32>::new() else { return false };
         if context.add(call, 0).is_err() {
             return false;

@@ -25,10 +25,17 @@ pub(super) const F_INDIRECT_DESC: u64 = 1 << 28;
 pub(super) const F_EVENT_IDX: u64 = 1 << 29;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// VIRTIO_NET_F_MQ.
+pub(super) const F_MQ: u64 = 1 << 22;
+/// VIRTIO_F_RING_PACKED.
+pub(super) const F_RING_PACKED: u64 = 1 << 34;
+/// VIRTIO_F_IN_ORDER.
+pub(super) const F_IN_ORDER: u64 = 1 << 35;
 /// VIRTIO_F_VERSION_1.
 pub(super) const F_VERSION_1: u64 = 1 << 32;
 
-const N_RINGS: usize = 2;
+/// Most rings: 16 queue pairs.
+const MAX_RINGS: u64 = 32;
 const RETRY: Duration = Duration::from_millis(5);
 
 /// Where backends are met; keeps listening between connections.
@@ -82,7 +89,7 @@ impl Endpoint {
 pub(super) struct RingSetup<'a> {
     pub(super) index: usize,
     pub(super) size: u16,
-    pub(super) base: u16,
+    pub(super) base: u32,
     pub(super) desc: u64,
     pub(super) avail: u64,
     pub(super) used: u64,
@@ -107,7 +114,7 @@ impl Session {
     pub(super) fn greet(stream: UnixStream, config: &GuestConfig) -> Result<Session, GuestError> {
         let path = || config.path.clone();
         let socket = stream.try_clone().map_err(|source| GuestError::Socket { path: path(), source })?;
-        let mut frontend = Frontend::from_stream(stream, N_RINGS as u64);
+        let mut frontend = Frontend::from_stream(stream, MAX_RINGS);
         if config.order == MessageOrder::VirtioUser {
             frontend.set_owner().map_err(said("SET_OWNER"))?;
         }
@@ -118,7 +125,7 @@ impl Session {
             }
         }
         let protocol = frontend.get_protocol_features().map_err(said("GET_PROTOCOL_FEATURES"))?;
-        let wanted = protocol & VhostUserProtocolFeatures::REPLY_ACK;
+        let wanted = protocol & (VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::MQ);
         frontend.set_protocol_features(wanted).map_err(said("SET_PROTOCOL_FEATURES"))?;
         if wanted.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -126,6 +133,12 @@ impl Session {
         if config.order == MessageOrder::Qemu {
             frontend.set_owner().map_err(said("SET_OWNER"))?;
             frontend.get_features().map_err(said("GET_FEATURES"))?;
+        }
+        if config.n_pairs > 1 {
+            let n = frontend.get_queue_num().map_err(said("GET_QUEUE_NUM"))?;
+            if n < u64::from(config.n_pairs) || offered & F_MQ == 0 {
+                return Err(GuestError::Config(format!("the backend has {n} queue pairs")));
+            }
         }
         Ok(Session { frontend, socket, order: config.order, offered })
     }
@@ -140,13 +153,14 @@ impl Session {
         &mut self,
         features: u64,
         table: &[VhostUserMemoryRegionInfo],
-        rings: &[RingSetup<'_>; N_RINGS],
+        rings: &[RingSetup<'_>],
     ) -> Result<(), GuestError> {
         if self.order == MessageOrder::Qemu {
             for ring in rings {
                 self.frontend.set_vring_call(ring.index, ring.call).map_err(said("SET_VRING_CALL"))?;
             }
-            rings.iter().try_for_each(|ring| self.enable_early(ring.index))?;
+            // The crate's frontend refuses to send this before SET_FEATURES.
+            rings.iter().try_for_each(|ring| self.tell("SET_VRING_ENABLE", 18, ring.index, 1))?;
         }
         let features = features | F_PROTOCOL_FEATURES;
         self.frontend.set_features(features).map_err(said("SET_FEATURES"))?;
@@ -156,12 +170,13 @@ impl Session {
 
     /// Addresses, indices and fds of one ring; ends with what makes it run.
     pub(super) fn start_ring(&mut self, ring: &RingSetup<'_>) -> Result<(), GuestError> {
-        let frontend = &mut self.frontend;
         if self.order == MessageOrder::VirtioUser {
-            frontend.set_vring_call(ring.index, ring.call).map_err(said("SET_VRING_CALL"))?;
+            self.frontend.set_vring_call(ring.index, ring.call).map_err(said("SET_VRING_CALL"))?;
         }
-        frontend.set_vring_num(ring.index, ring.size).map_err(said("SET_VRING_NUM"))?;
-        frontend.set_vring_base(ring.index, ring.base).map_err(said("SET_VRING_BASE"))?;
+        self.frontend.set_vring_num(ring.index, ring.size).map_err(said("SET_VRING_NUM"))?;
+        // The crate's frontend has 16 bits for it.
+        self.tell("SET_VRING_BASE", 10, ring.index, ring.base)?;
+        let frontend = &mut self.frontend;
         let addresses = VringConfigData {
             queue_max_size: ring.size,
             queue_size: ring.size,
@@ -186,21 +201,19 @@ impl Session {
         self.frontend.set_vring_enable(index, on).map_err(said("SET_VRING_ENABLE"))
     }
 
-    /// GET_VRING_BASE: stops the ring; tells the next avail index the backend would have taken.
-    pub(super) fn stop_ring(&mut self, index: usize) -> Result<u16, GuestError> {
-        let base = self.frontend.get_vring_base(index).map_err(said("GET_VRING_BASE"))?;
-        Ok(base as u16)
+    /// GET_VRING_BASE: stops the ring; tells where the backend would have gone on.
+    pub(super) fn stop_ring(&mut self, index: usize) -> Result<u32, GuestError> {
+        self.frontend.get_vring_base(index).map_err(said("GET_VRING_BASE"))
     }
 
-    /// SET_VRING_ENABLE before SET_FEATURES, as QEMU sends it. The crate's frontend refuses to, so
-    /// the message is written here: three words of header (request, version, size), ring, 1.
-    fn enable_early(&mut self, index: usize) -> Result<(), GuestError> {
-        const SET_VRING_ENABLE: u32 = 18;
+    /// Sends a message with a vring state, without a wish for a reply: three words of header (request, version,
+    /// size), ring, number.
+    fn tell(&mut self, name: &'static str, request: u32, index: usize, num: u32) -> Result<(), GuestError> {
         const VERSION: u32 = 1;
-        let words = [SET_VRING_ENABLE, VERSION, 8, index as u32, 1];
+        let words = [request, VERSION, 8, index as u32, num];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let failed = |error: std::io::Error| GuestError::Protocol {
-            request: "SET_VRING_ENABLE",
+            request: name,
             source: vhost::Error::IOError(error),
         };
         self.socket.write_all(&bytes).map_err(failed)

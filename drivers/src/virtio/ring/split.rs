@@ -1,5 +1,6 @@
 //! [`SplitRing`]: buffers given to a device, and taken back only by a completed descriptor.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
 
@@ -67,42 +68,71 @@ impl std::error::Error for RingFault {}
 /// A piece of a buffer, as the device sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment {
-    addr: u64,
-    len: u32,
-    flags: u16,
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    /// Bytes the device may write.
+    room: u32,
 }
 
 impl Segment {
     /// Bytes the device reads.
     #[inline(always)]
     pub const fn readable(addr: u64, len_bytes: u32) -> Self {
-        Segment { addr, len: len_bytes, flags: 0 }
+        Segment { addr, len: len_bytes, flags: 0, room: 0 }
     }
 
     /// Bytes the device writes.
     #[inline(always)]
     pub const fn writable(addr: u64, len_bytes: u32) -> Self {
-        Segment { addr, len: len_bytes, flags: DESC_F_WRITE }
+        Segment { addr, len: len_bytes, flags: DESC_F_WRITE, room: len_bytes }
     }
 
     /// A table of `n` descriptors, all of them for the device to read (virtio 1.2, 2.7.5.3).
     pub const fn indirect(addr: u64, n: u16) -> Self {
-        Segment { addr, len: n as u32 * Descriptor::BYTES as u32, flags: DESC_F_INDIRECT }
+        Self::indirect_writable(addr, n, 0)
     }
 
-    const fn room_bytes(&self) -> u32 {
-        if self.flags & DESC_F_WRITE != 0 { self.len } else { 0 }
+    /// A table of `n` descriptors, all of them for the device to write: `room_bytes` together.
+    pub const fn indirect_writable(addr: u64, n: u16, room_bytes: u32) -> Self {
+        let len = n as u32 * Descriptor::BYTES as u32;
+        Segment { addr, len, flags: DESC_F_INDIRECT, room: room_bytes }
+    }
+
+    /// Bytes the device may write; `None` when it may only read.
+    #[inline(always)]
+    pub(super) const fn room_bytes(&self) -> Option<u32> {
+        if self.room > 0 { Some(self.room) } else { None }
     }
 }
 
-struct Slot<T> {
-    /// What is out under this head.
-    token: Option<T>,
-    n_descriptors: u16,
-    /// The chain's last descriptor.
-    last: u16,
+pub(super) struct Slot<T> {
+    /// What is out under this head (split) or id (packed).
+    pub token: Option<T>,
+    pub n_descriptors: u16,
+    /// The chain's last descriptor (split).
+    pub last: u16,
     /// Bytes the device may write; `None` when it may only read, and its length means nothing.
-    room_bytes: Option<u32>,
+    pub room_bytes: Option<u32>,
+}
+
+impl<T> Slot<T> {
+    pub const EMPTY: Self = Slot { token: None, n_descriptors: 0, last: 0, room_bytes: None };
+
+    /// What was out under `id`, with the bytes written, if `len_bytes` can be true.
+    #[inline(always)]
+    pub fn take(&mut self, id: u16, len_bytes: u32) -> Result<(T, u32), RingFault> {
+        let written_bytes = match self.room_bytes {
+            Some(room_bytes) if len_bytes > room_bytes => {
+                return Err(RingFault::LengthOverflow { id, len_bytes, room_bytes });
+            }
+            Some(_) => len_bytes,
+            None => 0,
+        };
+        let token = self.token.take().ok_or(RingFault::NeverPosted { id })?;
+        self.room_bytes = None;
+        Ok((token, written_bytes))
+    }
 }
 
 /// The driver side of a split ring. `T` is what is given to the device with a buffer: it is in
@@ -116,6 +146,7 @@ pub struct SplitRing<M, T> {
     /// Private links: of the free list, and of each chain that is out.
     next: Box<[u16]>,
     free_head: u16,
+    free_tail: u16,
     n_free: u16,
     /// Next avail entry to write, free-running.
     avail_idx: u16,
@@ -125,6 +156,8 @@ pub struct SplitRing<M, T> {
     kicked: u16,
     /// Next used entry to read, free-running.
     used_idx: u16,
+    /// Heads in the order they were posted, when the device completes in order.
+    order: Option<VecDeque<u16>>,
     event_idx: bool,
     calls: bool,
     fault: Option<RingFault>,
@@ -145,23 +178,31 @@ impl<M: RingMemory, T> SplitRing<M, T> {
     /// (vhost-user SET_VRING_BASE).
     pub fn starting_at(memory: M, size: u16, event_idx: bool, first_index: u16) -> Self {
         let area = RingArea::new(memory, size, first_index);
-        let empty = |_| Slot { token: None, n_descriptors: 0, last: 0, room_bytes: None };
         let ring = SplitRing {
             area,
-            slots: (0..size).map(empty).collect(),
+            slots: (0..size).map(|_| Slot::EMPTY).collect(),
             next: (1..=size).collect(),
             free_head: 0,
+            free_tail: size - 1,
             n_free: size,
             avail_idx: first_index,
             published: first_index,
             kicked: first_index,
             used_idx: first_index,
+            order: None,
             event_idx,
             calls: false,
             fault: None,
         };
         ring.tell_call_wish();
         ring
+    }
+
+    /// VIRTIO_F_IN_ORDER was negotiated: descriptors are used in ring order, and one completion may stand for all
+    /// buffers posted before it (virtio 1.2, 2.7.9).
+    pub fn in_order(mut self) -> Self {
+        self.order = Some(VecDeque::with_capacity(usize::from(self.size())));
+        self
     }
 
     /// Entries of the ring.
@@ -242,8 +283,8 @@ impl<M: RingMemory, T> SplitRing<M, T> {
                 next: if more { next } else { 0 },
             };
             self.area.write_descriptor(at, descriptor);
-            if segment.flags & DESC_F_WRITE != 0 {
-                room_bytes = Some(room_bytes.unwrap_or(0u32).saturating_add(segment.room_bytes()));
+            if let Some(room) = segment.room_bytes() {
+                room_bytes = Some(room_bytes.unwrap_or(0u32).saturating_add(room));
             }
             if more {
                 at = next;
@@ -254,6 +295,9 @@ impl<M: RingMemory, T> SplitRing<M, T> {
         let slot = &mut self.slots[head as usize];
         debug_assert!(slot.token.is_none(), "a free descriptor has nothing out");
         *slot = Slot { token: Some(token), n_descriptors: segments.len() as u16, last: at, room_bytes };
+        if let Some(order) = &mut self.order {
+            order.push_back(head);
+        }
         self.area.write_avail(self.avail_idx, head);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         Ok(())
@@ -295,13 +339,24 @@ impl<M: RingMemory, T> SplitRing<M, T> {
             return Err(self.fail(RingFault::IndexJump { from, to: said, outstanding }));
         }
         let n = limit.min(ready as usize);
-        for _ in 0..n {
+        let mut n_taken = 0;
+        while n_taken < n {
             let (id, len_bytes) = self.area.used_entry(self.used_idx);
-            match self.complete(id, len_bytes) {
-                Ok((token, written_bytes)) => sink(token, written_bytes),
+            let taken = if self.order.is_none() {
+                self.complete(id, len_bytes).map(|(token, written_bytes)| {
+                    sink(token, written_bytes);
+                    1
+                })
+            } else {
+                self.complete_run(id, len_bytes, ready - n_taken as u16, &mut sink)
+            };
+            match taken {
+                Ok(taken) => {
+                    n_taken += usize::from(taken);
+                    self.used_idx = self.used_idx.wrapping_add(taken);
+                }
                 Err(fault) => return Err(self.fail(fault)),
             }
-            self.used_idx = self.used_idx.wrapping_add(1);
         }
         if self.event_idx && n > 0 {
             self.tell_call_wish();
@@ -316,19 +371,44 @@ impl<M: RingMemory, T> SplitRing<M, T> {
             return Err(RingFault::IdOutOfRange { id, ring_size });
         };
         let head = id as u16;
-        let written_bytes = match slot.room_bytes {
-            Some(room_bytes) if len_bytes > room_bytes => {
-                return Err(RingFault::LengthOverflow { id: head, len_bytes, room_bytes });
-            }
-            Some(_) => len_bytes,
-            None => 0,
-        };
-        let token = slot.token.take().ok_or(RingFault::NeverPosted { id: head })?;
-        slot.room_bytes = None;
-        self.next[slot.last as usize] = self.free_head;
-        self.free_head = head;
+        let (token, written_bytes) = slot.take(head, len_bytes)?;
         self.n_free += slot.n_descriptors;
+        let last = slot.last;
+        if self.order.is_none() {
+            // The descriptors freed last are the warmest.
+            self.next[last as usize] = self.free_head;
+            self.free_head = head;
+        } else if self.n_free == slot.n_descriptors {
+            (self.free_head, self.free_tail) = (head, last);
+        } else {
+            self.next[self.free_tail as usize] = head;
+            self.free_tail = last;
+        }
         Ok((token, written_bytes))
+    }
+
+    /// In order: the element stands for every buffer posted up to `id`, at most `limit`. Returns how many.
+    fn complete_run(
+        &mut self,
+        id: u32,
+        len_bytes: u32,
+        limit: u16,
+        sink: &mut impl FnMut(T, u32),
+    ) -> Result<u16, RingFault> {
+        let mut n = 0;
+        while n < limit {
+            let Some(head) = self.order.as_mut().and_then(VecDeque::pop_front) else { break };
+            let last = u32::from(head) == id;
+            // One that is stood for was filled, if it was to be written at all.
+            let filled = self.slots[head as usize].room_bytes.unwrap_or(0);
+            let (token, written_bytes) = self.complete(head.into(), if last { len_bytes } else { filled })?;
+            sink(token, written_bytes);
+            n += 1;
+            if last {
+                return Ok(n);
+            }
+        }
+        Err(RingFault::NeverPosted { id: id as u16 })
     }
 
     #[cold]
