@@ -1,5 +1,6 @@
 //! Interop with Debian's `dpdk-testpmd`: its virtio-user port is the guest, our vhost port the backend, no
-//! VM and no huge pages. A million frames of each size each way, none lost, in both socket roles.
+//! VM and no huge pages. A million frames of each size each way, none lost, in both socket roles; fewer in every
+//! ring layout virtio-user has.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,7 +14,36 @@ use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::{BURST, Burst};
 use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
 
-const N_FRAMES: u64 = 1_000_000;
+/// The frames of one run.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    n_frames: u64,
+    /// Devargs of virtio-user beside its path and role.
+    options: &'static str,
+    /// What is to be negotiated among ring_packed, mrg_rxbuf and in_order.
+    features: &'static [&'static str],
+}
+
+const PLAIN: Run = Run {
+    n_frames: 1_000_000,
+    options: "queues=1,queue_size=256,packed_vq=0,mrg_rxbuf=1",
+    features: &["mrg_rxbuf"],
+};
+
+/// Every layout virtio-user has, its vectorised paths included.
+const LAYOUTS: &[(&str, &[&str])] = &[
+    ("packed_vq=0,mrg_rxbuf=0", &[]),
+    ("packed_vq=0,mrg_rxbuf=1,in_order=1", &["mrg_rxbuf", "in_order"]),
+    ("packed_vq=0,mrg_rxbuf=0,in_order=1", &["in_order"]),
+    ("packed_vq=0,mrg_rxbuf=0,in_order=1,vectorized=1", &["in_order"]),
+    ("packed_vq=1,mrg_rxbuf=1", &["mrg_rxbuf", "ring_packed"]),
+    ("packed_vq=1,mrg_rxbuf=0", &["ring_packed"]),
+    ("packed_vq=1,mrg_rxbuf=1,in_order=1", &["mrg_rxbuf", "ring_packed", "in_order"]),
+    ("packed_vq=1,mrg_rxbuf=0,in_order=1", &["ring_packed", "in_order"]),
+    ("packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1", &["ring_packed", "in_order"]),
+    ("packed_vq=1,mrg_rxbuf=1,queue_size=1024", &["mrg_rxbuf", "ring_packed"]),
+];
+
 const DEADLINE: Duration = Duration::from_secs(180);
 
 /// A testpmd whose one port is virtio-user, driven through its prompt.
@@ -25,12 +55,9 @@ struct Testpmd {
 }
 
 impl Testpmd {
-    fn start(socket: &Path, guest_listens: bool) -> Testpmd {
+    fn start(socket: &Path, guest_listens: bool, options: &str) -> Testpmd {
         let server = if guest_listens { ",server=1" } else { "" };
-        let vdev = format!(
-            "net_virtio_user0,path={},queues=1,queue_size=256,packed_vq=0,mrg_rxbuf=1{server}",
-            socket.display()
-        );
+        let vdev = format!("net_virtio_user0,path={},{options}{server}", socket.display());
         let prefix = format!("spp{}", std::process::id());
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "stdbuf", "-oL", "dpdk-testpmd", "--lcores", "0@0,1@1"])
@@ -158,7 +185,7 @@ impl Node {
 /// Each test keeps two CPUs busy, and testpmd's files are named after this process: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-fn exchange(test: &str, role: Role) {
+fn exchange(test: &str, role: Role, run: Run) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("sock0");
@@ -167,16 +194,24 @@ fn exchange(test: &str, role: Role) {
         return;
     }
     let mut node = Node::open(&socket, role);
-    let mut guest = Testpmd::start(&socket, role == Role::Client);
+    let mut guest = Testpmd::start(&socket, role == Role::Client, run.options);
     node.until("running", |node| {
         node.to_guest.poll_control();
         node.from_guest.poll_control();
         std::thread::sleep(Duration::from_millis(1));
         node.port.status().state == PortState::Running
     });
+    let negotiated = node.port.status().features;
+    let of_rings = |name: &&&str| ["ring_packed", "mrg_rxbuf", "in_order"].contains(*name);
+    assert_eq!(negotiated.iter().filter(of_rings).copied().collect::<Vec<_>>(), {
+        let order = |name: &&str| negotiated.iter().position(|n| n == name);
+        let mut features = run.features.to_vec();
+        features.sort_by_key(order);
+        features
+    });
     for len in [64, 1500] {
-        from_guest(&mut node, &mut guest, len);
-        to_guest(&mut node, &mut guest, len);
+        from_guest(&mut node, &mut guest, len, run.n_frames);
+        to_guest(&mut node, &mut guest, len, run.n_frames);
     }
     let status = node.port.status();
     assert_eq!((status.to_guest.total_drops(), status.from_guest.total_drops()), (0, 0));
@@ -189,16 +224,16 @@ fn exchange(test: &str, role: Role) {
     node.close();
 }
 
-fn from_guest(node: &mut Node, guest: &mut Testpmd, len: usize) {
+fn from_guest(node: &mut Node, guest: &mut Testpmd, len: usize, n_frames: u64) {
     guest.type_line("stop");
     guest.type_line("clear port stats 0");
     guest.type_line("set fwd txonly");
     guest.type_line(&format!("set txpkts {len}"));
     guest.type_line("start");
     let mut received = 0;
-    node.until("a million frames from the guest", |node| {
+    node.until("as many frames from the guest", |node| {
         received += node.receive(len);
-        received >= N_FRAMES
+        received >= n_frames
     });
     guest.type_line("stop");
     // What it still sends until it stops counts as well.
@@ -216,27 +251,36 @@ fn from_guest(node: &mut Node, guest: &mut Testpmd, len: usize) {
     println!("from_guest: {received} frames of {len} bytes, none lost");
 }
 
-fn to_guest(node: &mut Node, guest: &mut Testpmd, len: usize) {
+fn to_guest(node: &mut Node, guest: &mut Testpmd, len: usize, n_frames: u64) {
     guest.type_line("clear port stats 0");
     guest.type_line("set fwd rxonly");
     guest.type_line("start");
-    node.send(N_FRAMES, len);
+    node.send(n_frames, len);
     let mut counted = (0, 0);
-    node.until("a million frames at the guest", |_| {
+    node.until("all frames at the guest", |_| {
         counted = guest.counted("RX");
         std::thread::sleep(Duration::from_millis(20));
-        counted.0 >= N_FRAMES
+        counted.0 >= n_frames
     });
-    assert_eq!(counted, (N_FRAMES, N_FRAMES * len as u64), "frames of {len} bytes");
-    println!("to_guest: {N_FRAMES} frames of {len} bytes, none lost");
+    assert_eq!(counted, (n_frames, n_frames * len as u64), "frames of {len} bytes");
+    println!("to_guest: {n_frames} frames of {len} bytes, none lost");
 }
 
 #[test]
 fn virtio_user_that_listens_exchanges_millions_of_frames_without_loss() {
-    exchange("virtio_user_that_listens_exchanges_millions_of_frames_without_loss", Role::Client);
+    exchange("virtio_user_that_listens_exchanges_millions_of_frames_without_loss", Role::Client, PLAIN);
 }
 
 #[test]
 fn virtio_user_that_connects_exchanges_millions_of_frames_without_loss() {
-    exchange("virtio_user_that_connects_exchanges_millions_of_frames_without_loss", Role::Server);
+    exchange("virtio_user_that_connects_exchanges_millions_of_frames_without_loss", Role::Server, PLAIN);
+}
+
+#[test]
+fn virtio_user_in_every_ring_layout_exchanges_frames_without_loss() {
+    for &(options, features) in LAYOUTS {
+        println!("{options}");
+        let run = Run { n_frames: 100_000, options, features };
+        exchange("virtio_user_in_every_ring_layout_exchanges_frames_without_loss", Role::Client, run);
+    }
 }
