@@ -8,6 +8,7 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 
 use super::iova::Iova;
 use super::pool::PoolShared;
@@ -16,6 +17,8 @@ use super::{DATA_ROOM, HEADROOM};
 const SLOT_MASK: u32 = 0x00ff_ffff;
 const CHAINED: u32 = 1 << 31;
 const OFFLOAD: u32 = 1 << 30;
+/// Other handles of the same segment may exist; see [`super::share`].
+pub(super) const SHARED: u32 = 1 << 29;
 
 /// Checksum and segmentation work a frame still needs, as virtio's header has it
 /// (virtio 1.2, 5.1.6), without the buffer count.
@@ -35,12 +38,18 @@ pub struct Offload {
     pub csum_offset: u16,
 }
 
-/// Side-table entry of one slot; belongs to the slot's owner.
+/// Side-table entry of one slot; belongs to the slot's owner. While the segment is shared, nobody
+/// writes to it but for the count.
 #[derive(Default)]
 pub(super) struct Meta {
     next: Option<PacketBuf>,
     offload: Offload,
+    origin: u16,
+    /// Handles of the segment, while it is shared.
+    refs: AtomicU32,
 }
+
+const _: () = assert!(size_of::<Meta>() == 32);
 
 /// A frame owned by the CPU. No `Clone`: giving it to a ring, a device slot or
 /// [`PoolCache::free`](super::PoolCache::free) moves it away, and dropping it returns it to its
@@ -48,14 +57,15 @@ pub(super) struct Meta {
 #[repr(C)]
 pub struct PacketBuf {
     pool: NonNull<PoolShared>,
-    slot_flags: u32,
+    pub(super) slot_flags: u32,
     off: u16,
     len: u16,
 }
 
 const _: () = assert!(size_of::<PacketBuf>() == 16 && size_of::<Option<PacketBuf>>() == 16);
 
-// SAFETY: a PacketBuf is the only owner of its slot, and PoolShared is Sync.
+// SAFETY: a PacketBuf is the only owner of its slot, or one of several handles none of which writes to it
+// (SHARED); PoolShared is Sync.
 unsafe impl Send for PacketBuf {}
 
 /// A frame does not fit.
@@ -85,21 +95,38 @@ impl PacketBuf {
         unsafe { self.pool.as_ref() }
     }
 
+    /// Panics on a shared segment, whose entry nobody may write to: a bug of the caller's.
     #[inline(always)]
     fn meta(&mut self) -> &mut Meta {
+        assert!(!self.is_shared(), "a shared segment is read only: make_own first");
         let cell = self.shared().meta(self.slot());
-        // SAFETY: the entry belongs to the owner of the slot, which is self, borrowed mutably.
+        // SAFETY: the entry belongs to the owner of the slot, which is self alone (not SHARED), borrowed mutably.
         unsafe { &mut *cell }
     }
 
     #[inline(always)]
     fn meta_ref(&self) -> &Meta {
         let cell = self.shared().meta(self.slot());
-        // SAFETY: the entry belongs to the owner of the slot, which is self.
+        // SAFETY: the entry belongs to the owner of the slot, which is self; while there are several, none writes.
         unsafe { &*cell }
     }
 
-    /// First byte of the frame (of this segment), for a device or a copy loop.
+    /// The count of handles; means something only while the segment is shared.
+    #[inline(always)]
+    pub(super) fn refs(&self) -> &AtomicU32 {
+        let cell = self.shared().meta(self.slot());
+        // SAFETY: the side table lives as long as the pool; only the atomic itself is borrowed.
+        unsafe { &(*cell).refs }
+    }
+
+    /// A second handle of the same bytes. Only for [`super::share`], which counts them.
+    #[inline(always)]
+    pub(super) fn alias(&self) -> PacketBuf {
+        PacketBuf { pool: self.pool, slot_flags: self.slot_flags, off: self.off, len: self.len }
+    }
+
+    /// First byte of the frame (of this segment), for a device or a copy loop. Nothing may be written
+    /// there while the segment is [shared](Self::is_shared).
     #[inline(always)]
     pub fn data_ptr(&self) -> NonNull<u8> {
         let buffer = self.shared().slot_ptr(self.slot());
@@ -134,10 +161,11 @@ impl PacketBuf {
         unsafe { std::slice::from_raw_parts(self.data_ptr().as_ptr(), self.len()) }
     }
 
-    /// As [`data`](Self::data), writable.
+    /// As [`data`](Self::data), writable. Panics on a shared segment: [`make_own`](Self::make_own) comes first.
     #[inline(always)]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in data(), and self is borrowed mutably.
+        assert!(!self.is_shared(), "a shared segment is read only: make_own first");
+        // SAFETY: as in data(), self is borrowed mutably, and there is no other handle.
         unsafe { std::slice::from_raw_parts_mut(self.data_ptr().as_ptr(), self.len()) }
     }
 
@@ -280,7 +308,7 @@ impl PacketBuf {
         if self.slot_flags & OFFLOAD == 0 { None } else { Some(self.meta_ref().offload) }
     }
 
-    /// Sets or clears the offload data.
+    /// Sets or clears the offload data. Setting panics on a shared segment: [`make_own`](Self::make_own) comes first.
     pub fn set_offload(&mut self, offload: Option<Offload>) {
         match offload {
             Some(offload) => {
@@ -289,6 +317,19 @@ impl PacketBuf {
             }
             None => self.slot_flags &= !OFFLOAD,
         }
+    }
+
+    /// Who sent the frame, as [`set_origin`](Self::set_origin) had it; what it is before that is undefined.
+    #[inline]
+    pub fn origin(&self) -> u16 {
+        self.meta_ref().origin
+    }
+
+    /// Notes who sent the frame, for the component that reads it next. The number travels in the side table;
+    /// a buffer that comes from the pool has any. Panics on a shared segment.
+    #[inline]
+    pub fn set_origin(&mut self, origin: u16) {
+        self.meta().origin = origin;
     }
 
     /// Hints the CPU to fetch the frame's first line: call it on the next packet while working on this one.
@@ -320,15 +361,42 @@ impl PacketBuf {
     }
 }
 
+impl PacketBuf {
+    /// Neither chained nor shared: freeing it is returning its slot.
+    #[inline(always)]
+    pub(super) fn is_plain(&self) -> bool {
+        self.slot_flags & (CHAINED | SHARED) == 0
+    }
+
+    /// Ends this handle. True: its slot is to be returned, and what was chained behind it is in `rest`.
+    /// False: other handles go on, and this one must only be forgotten.
+    fn let_go(&mut self, rest: &mut Option<PacketBuf>) -> bool {
+        if self.is_shared() && !self.release_share() {
+            return false;
+        }
+        *rest = self.unchain();
+        true
+    }
+
+    /// The segment alone and what was chained behind it; `None` when other handles of it go on.
+    pub(super) fn into_parts(self) -> Option<(PacketBuf, Option<PacketBuf>)> {
+        let (mut segment, mut rest) = (ManuallyDrop::new(self), None);
+        segment.let_go(&mut rest).then(|| (ManuallyDrop::into_inner(segment), rest))
+    }
+}
+
 impl Drop for PacketBuf {
     fn drop(&mut self) {
-        let mut next = self.unchain();
-        self.shared().return_stray(self.slot());
+        let mut next = None;
+        if self.let_go(&mut next) {
+            self.shared().return_stray(self.slot());
+        }
         // A chain is returned in a loop: recursion depth must not depend on a frame's length.
-        while let Some(segment) = next {
+        while let Some(segment) = next.take() {
             let mut segment = ManuallyDrop::new(segment);
-            next = segment.unchain();
-            segment.shared().return_stray(segment.slot());
+            if segment.let_go(&mut next) {
+                segment.shared().return_stray(segment.slot());
+            }
         }
     }
 }

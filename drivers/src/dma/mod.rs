@@ -5,11 +5,13 @@ mod buf;
 mod iova;
 mod pool;
 mod region;
+mod share;
 
 pub use buf::{Offload, PacketBuf};
 pub use iova::{Iova, IovaAllocator, IovaRange};
 pub use pool::{Pool, PoolCache, PoolConfig, PoolCounts};
 pub use region::{DmaError, DmaMapper, DmaSpace, PageSize, Region};
+pub use share::NoBuffer;
 
 /// Bytes free in front of a received frame: room for tags and headers.
 pub const HEADROOM: usize = 128;

@@ -64,8 +64,8 @@ pub(super) struct PoolShared {
     region: Region,
 }
 
-// SAFETY: base and region are plain memory valid for the life of PoolShared; meta entries are only touched by
-// the one owner of their slot (PacketBuf is not Clone); everything else is atomic.
+// SAFETY: base and region are plain memory valid for the life of PoolShared; meta entries are only written by
+// the one owner of their slot (PacketBuf is not Clone, and shared ones refuse); everything else is atomic.
 unsafe impl Send for PoolShared {}
 // SAFETY: as above.
 unsafe impl Sync for PoolShared {}
@@ -207,20 +207,21 @@ impl PoolCache {
         Some(PacketBuf::new(self.owner.0, slot, HEADROOM as u16))
     }
 
-    /// Gives a packet back, all its segments.
+    /// Gives a packet back, all its segments; those that are shared with their last handle.
     #[inline(always)]
-    pub fn free(&mut self, mut packet: PacketBuf) {
-        let rest = packet.unchain();
-        self.free_segment(packet);
-        if rest.is_some() {
-            self.free_chain(rest);
+    pub fn free(&mut self, packet: PacketBuf) {
+        if packet.is_plain() {
+            self.free_segment(packet);
+        } else {
+            self.free_chain(packet);
         }
     }
 
     #[cold]
-    fn free_chain(&mut self, mut next: Option<PacketBuf>) {
-        while let Some(mut segment) = next {
-            next = segment.unchain();
+    fn free_chain(&mut self, packet: PacketBuf) {
+        let mut next = Some(packet);
+        while let Some((segment, rest)) = next.and_then(PacketBuf::into_parts) {
+            next = rest;
             self.free_segment(segment);
         }
     }

@@ -97,11 +97,11 @@ impl<B: Registers> Tx<B> {
     }
 }
 
-/// Puts the header in front: in the headroom, or in a buffer of its own when there is none. Gives the frame
-/// back when there is no such buffer.
+/// Puts the header in front: in the headroom, or in a buffer of its own when there is none or somebody else reads
+/// the frame too. Gives the frame back when there is no such buffer.
 #[inline(always)]
 fn with_header(mut frame: PacketBuf, pool: &mut PoolCache) -> Result<PacketBuf, PacketBuf> {
-    if frame.push_front(NetHdr::BYTES).is_ok() {
+    if !needs_header_buffer(&frame) && frame.push_front(NetHdr::BYTES).is_ok() {
         frame.data_mut()[..NetHdr::BYTES].copy_from_slice(&PLAIN);
         return Ok(frame);
     }
@@ -110,6 +110,11 @@ fn with_header(mut frame: PacketBuf, pool: &mut PoolCache) -> Result<PacketBuf, 
     debug_assert!(fits.is_ok(), "an empty buffer has room for a header");
     header.chain(frame);
     Ok(header)
+}
+
+#[inline(always)]
+fn needs_header_buffer(frame: &PacketBuf) -> bool {
+    frame.headroom() < NetHdr::BYTES || frame.is_shared()
 }
 
 /// Gives a frame with its header to the device. The caller has made sure of the descriptors.
@@ -135,10 +140,10 @@ impl<B: Registers> TxQueue for Tx<B> {
             return n;
         }
         let n_free = self.ring.as_ref().map_or(0, Ring::n_free);
-        // One descriptor a segment, and one for a header that has no headroom to be in.
+        // One descriptor a segment, and one for a header that can't be in the headroom.
         let (mut n, mut needed) = (0, 0);
         for frame in from.iter() {
-            needed += frame.n_segments() + usize::from(frame.headroom() < NetHdr::BYTES);
+            needed += frame.n_segments() + usize::from(needs_header_buffer(frame));
             if needed > n_free {
                 break;
             }
