@@ -5,7 +5,7 @@
 //! are sent at the end of the turn. Nothing waits for more packets to come: a burst out is what one
 //! burst in gave. A full output drops at once, for it must not stop the others.
 
-use spp_drivers::dma::PacketBuf;
+use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::stats::DropReason;
 use spp_drivers::{BURST, Burst};
 
@@ -42,7 +42,7 @@ fn classify(
     halves: &mut [TxHalf],
     books: &mut Books,
 ) {
-    let routes = look_up(table, burst);
+    let routes = look_up(table, burst, books.pool);
     for (packet, route) in burst.take_all().zip(routes) {
         match route {
             Route::One(output) => send(tx, output, packet, halves, books),
@@ -53,7 +53,7 @@ fn classify(
 }
 
 #[inline(always)]
-fn look_up<'a>(table: &'a Table, burst: &mut Burst) -> [Route<'a>; BURST] {
+fn look_up<'a>(table: &'a Table, burst: &mut Burst, pool: &mut PoolCache) -> [Route<'a>; BURST] {
     let mut routes = [Route::Drop(DropReason::UnknownDestination); BURST];
     burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
     for index in 0..burst.len() {
@@ -61,7 +61,7 @@ fn look_up<'a>(table: &'a Table, burst: &mut Burst) -> [Route<'a>; BURST] {
             ahead.prefetch();
         }
         let packet = &mut burst[index];
-        frame::gather_header(packet);
+        frame::gather_header(packet, pool);
         routes[index] = match frame::parse(packet.data()) {
             Ok(header) => table.route(header.vid, header.dst),
             Err(reason) => Route::Drop(reason),

@@ -80,11 +80,11 @@ pub(crate) fn receive(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: 
     let first = out.len();
     let taken = take(edge, half, books, out);
     if taken.n > 0 && (taken.shortest < ETHERNET_BYTES || edge.vlan != VlanOp::None) {
-        rework(out, first, &edge.stats, books, |packet| {
+        rework(out, first, &edge.stats, books, |packet, pool| {
             if packet.total_len() < ETHERNET_BYTES {
                 return Err(DropReason::Runt);
             }
-            frame::apply(edge.vlan, packet)
+            frame::apply(edge.vlan, packet, pool)
         });
     }
     taken.n
@@ -134,14 +134,14 @@ pub(crate) fn rework(
     first: usize,
     edge: &QueueStats,
     books: &mut Books,
-    mut operation: impl FnMut(&mut PacketBuf) -> Result<(), DropReason>,
+    mut operation: impl FnMut(&mut PacketBuf, &mut PoolCache) -> Result<(), DropReason>,
 ) {
     let mut refused = 0u32;
     for index in first..burst.len() {
         if let Some(next) = burst.get(index + 1) {
             next.prefetch();
         }
-        if let Err(reason) = operation(&mut burst[index]) {
+        if let Err(reason) = operation(&mut burst[index], books.pool) {
             refused |= 1 << index;
             books.count_drops(edge, reason, 1);
         }
@@ -167,7 +167,7 @@ fn free_marked(burst: &mut Burst, marked: u32, pool: &mut PoolCache) {
 /// Queues one packet on an output, after the edge's VLAN operation.
 #[inline(always)]
 pub(crate) fn push(edge: &TxEdge, half: &mut TxHalf, mut packet: PacketBuf, books: &mut Books) {
-    if let Err(reason) = frame::apply(edge.vlan, &mut packet) {
+    if let Err(reason) = frame::apply(edge.vlan, &mut packet, books.pool) {
         books.drop_packet(packet, &edge.stats, reason);
         return;
     }

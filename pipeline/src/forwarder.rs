@@ -21,7 +21,7 @@ pub(crate) fn turn(rx: &RxEdge, tx: &TxEdge, slots: &mut Slots, books: &mut Book
     }
     receive(rx, input, books, &mut output.pending);
     if tx.vlan != VlanOp::None {
-        rework(&mut output.pending, 0, &tx.stats, books, |packet| frame::apply(tx.vlan, packet));
+        rework(&mut output.pending, 0, &tx.stats, books, |packet, pool| frame::apply(tx.vlan, packet, pool));
     }
     flush(tx, output, books);
 }

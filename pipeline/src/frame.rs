@@ -11,7 +11,7 @@
 //!
 //! No FCS is written: buffers hold frames without one.
 
-use spp_drivers::dma::PacketBuf;
+use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::stats::DropReason;
 
 use crate::plan::VlanOp;
@@ -70,14 +70,19 @@ fn parse_short(data: &[u8]) -> Result<Header, DropReason> {
 /// Brings the header of a chained frame into its first segment, if a sender split it there.
 /// Whatever else was cut up stays so.
 #[inline(always)]
-pub fn gather_header(packet: &mut PacketBuf) {
+pub fn gather_header(packet: &mut PacketBuf, pool: &mut PoolCache) {
     if packet.len() < TAGGED_BYTES && packet.is_chained() {
-        gather_header_slow(packet);
+        gather_header_slow(packet, pool);
     }
 }
 
 #[cold]
-fn gather_header_slow(packet: &mut PacketBuf) {
+fn gather_header_slow(packet: &mut PacketBuf, pool: &mut PoolCache) {
+    if packet.segment_bufs().any(PacketBuf::is_shared) {
+        // Without a copy the frame is judged by what its first segment holds.
+        let Some(copy) = packet.duplicate(pool) else { return };
+        pool.free(std::mem::replace(packet, copy));
+    }
     // Each round empties a segment or ends with a whole header, so rounds are bounded by the chain.
     while packet.len() < TAGGED_BYTES {
         let Some(mut rest) = packet.unchain() else { return };
@@ -95,13 +100,14 @@ fn gather_header_slow(packet: &mut PacketBuf) {
     }
 }
 
-/// Applies one operation to a frame. On error the frame is unchanged and must be dropped for that reason.
+/// Applies one operation to a frame, to this handle of it alone: what others read does not change. On error the frame
+/// is unchanged and must be dropped for that reason.
 #[inline(always)]
-pub fn apply(op: VlanOp, packet: &mut PacketBuf) -> Result<(), DropReason> {
+pub fn apply(op: VlanOp, packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
     match op {
         VlanOp::None => Ok(()),
-        VlanOp::Add { vid, pcp } => add_tag(packet, tci(vid, pcp)),
-        VlanOp::Del => remove_tag(packet),
+        VlanOp::Add { vid, pcp } => add_tag(packet, tci(vid, pcp), pool),
+        VlanOp::Del => remove_tag(packet, pool),
     }
 }
 
@@ -122,9 +128,11 @@ fn is_tagged(data: &[u8]) -> Result<bool, DropReason> {
 }
 
 #[inline(always)]
-fn add_tag(packet: &mut PacketBuf, tci: [u8; 2]) -> Result<(), DropReason> {
-    gather_header(packet);
-    if is_tagged(packet.data())? {
+fn add_tag(packet: &mut PacketBuf, tci: [u8; 2], pool: &mut PoolCache) -> Result<(), DropReason> {
+    gather_header(packet, pool);
+    let tagged = is_tagged(packet.data())?;
+    packet.make_own(pool).map_err(|_| DropReason::NoBuffer)?;
+    if tagged {
         packet.data_mut()[TPID_AT + 2..TAGGED_BYTES - 2].copy_from_slice(&tci);
         return Ok(());
     }
@@ -138,11 +146,12 @@ fn add_tag(packet: &mut PacketBuf, tci: [u8; 2]) -> Result<(), DropReason> {
 }
 
 #[inline(always)]
-fn remove_tag(packet: &mut PacketBuf) -> Result<(), DropReason> {
-    gather_header(packet);
+fn remove_tag(packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
+    gather_header(packet, pool);
     if !is_tagged(packet.data())? {
         return Ok(());
     }
+    packet.make_own(pool).map_err(|_| DropReason::NoBuffer)?;
     packet.data_mut().copy_within(0..TPID_AT, TAG_BYTES);
     packet.pull_front(TAG_BYTES).map_err(|_| DropReason::Runt)?;
     shift_offload(packet, |at| at.saturating_sub(TAG_BYTES as u16));
@@ -211,7 +220,7 @@ mod tests {
     fn applied(op: VlanOp, words: &[u16]) -> Vec<u8> {
         let mut cache = cache();
         let mut packet = packet(&mut cache, &frame(words));
-        apply(op, &mut packet).unwrap();
+        apply(op, &mut packet, &mut cache).unwrap();
         bytes(&packet)
     }
 
@@ -249,7 +258,7 @@ mod tests {
     fn none_does_not_read_the_frame() {
         let mut cache = cache();
         let mut empty = cache.alloc().unwrap();
-        assert_eq!(apply(VlanOp::None, &mut empty), Ok(()));
+        assert_eq!(apply(VlanOp::None, &mut empty, &mut cache), Ok(()));
     }
 
     #[test]
@@ -263,7 +272,7 @@ mod tests {
             let len = packet.len();
             packet.append(&[0xa5; 64]).unwrap();
             packet.set_len(len).unwrap();
-            apply(op, &mut packet).unwrap();
+            apply(op, &mut packet, &mut cache).unwrap();
             let len = packet.len();
             packet.set_len(len + 64).unwrap();
             assert_eq!(packet.data()[len..], [0xa5; 64], "{op:?}");
@@ -277,11 +286,11 @@ mod tests {
         packet.push_front(HEADROOM - 3).unwrap();
         packet.data_mut()[TPID_AT..ETHERNET_BYTES].copy_from_slice(&[8, 0]);
         let before = bytes(&packet);
-        assert_eq!(apply(ADD, &mut packet), Err(DropReason::NoRoomForTag));
+        assert_eq!(apply(ADD, &mut packet, &mut cache), Err(DropReason::NoRoomForTag));
         assert_eq!(bytes(&packet), before);
         // Overwriting needs no room.
         packet.data_mut()[TPID_AT..ETHERNET_BYTES].copy_from_slice(&TPID);
-        assert_eq!(apply(ADD, &mut packet), Ok(()));
+        assert_eq!(apply(ADD, &mut packet, &mut cache), Ok(()));
     }
 
     #[test]
@@ -291,8 +300,8 @@ mod tests {
             let mut cache = cache();
             let mut packet = packet(&mut cache, &whole[..n]);
             assert_eq!(parse(packet.data()), Err(DropReason::Runt), "{n}");
-            assert_eq!(apply(ADD, &mut packet), Err(DropReason::Runt), "{n}");
-            assert_eq!(apply(VlanOp::Del, &mut packet), Err(DropReason::Runt), "{n}");
+            assert_eq!(apply(ADD, &mut packet, &mut cache), Err(DropReason::Runt), "{n}");
+            assert_eq!(apply(VlanOp::Del, &mut packet, &mut cache), Err(DropReason::Runt), "{n}");
             assert_eq!(bytes(&packet), &whole[..n]);
         }
     }
@@ -305,16 +314,16 @@ mod tests {
             let mut packet = packet(&mut cache, &untagged[..n]);
             let dst = MacAddr(DST).to_u64();
             assert_eq!(parse(packet.data()), Ok(Header { dst, vid: 0 }), "{n}");
-            apply(ADD, &mut packet).unwrap();
+            apply(ADD, &mut packet, &mut cache).unwrap();
             assert_eq!(packet.len(), n + TAG_BYTES);
             assert_eq!(parse(packet.data()), Ok(Header { dst, vid: 300 }), "{n}");
             let mut cut = packet_of(&tagged[..n]);
             assert_eq!(parse(cut.1.data()), Err(DropReason::Runt), "{n}");
-            assert_eq!(apply(ADD, &mut cut.1), Err(DropReason::Runt), "{n}");
-            assert_eq!(apply(VlanOp::Del, &mut cut.1), Err(DropReason::Runt), "{n}");
+            assert_eq!(apply(ADD, &mut cut.1, &mut cut.0), Err(DropReason::Runt), "{n}");
+            assert_eq!(apply(VlanOp::Del, &mut cut.1, &mut cut.0), Err(DropReason::Runt), "{n}");
         }
         let mut whole = packet_of(&tagged[..TAGGED_BYTES]);
-        apply(VlanOp::Del, &mut whole.1).unwrap();
+        apply(VlanOp::Del, &mut whole.1, &mut whole.0).unwrap();
         assert_eq!(whole.1.len(), ETHERNET_BYTES);
     }
 
@@ -343,17 +352,49 @@ mod tests {
             for sizes in [vec![cut], vec![cut, 0], vec![cut, 1, 1, 0, 2], vec![0, cut]] {
                 let mut cache = cache();
                 let mut p = chain(&mut cache, &plain, &sizes);
-                gather_header(&mut p);
+                gather_header(&mut p, &mut cache);
                 assert_eq!(parse(p.data()).unwrap().vid, 0, "{sizes:?}");
-                apply(ADD, &mut p).unwrap();
+                apply(ADD, &mut p, &mut cache).unwrap();
                 assert_eq!(bytes(&p), frame(&[0x8100, ADDED, 0x0800]), "{sizes:?}");
-                apply(VlanOp::Del, &mut p).unwrap();
+                apply(VlanOp::Del, &mut p, &mut cache).unwrap();
                 assert_eq!(bytes(&p), plain, "{sizes:?}");
                 let mut p = chain(&mut cache, &tagged, &sizes);
-                apply(ADD, &mut p).unwrap();
+                apply(ADD, &mut p, &mut cache).unwrap();
                 assert_eq!(bytes(&p), frame(&[0x8100, ADDED, 0x0800]), "{sizes:?}");
             }
         }
+    }
+
+    #[test]
+    fn tag_operations_change_only_the_handle_they_are_done_on() {
+        for (op, words) in
+            [(ADD, &[0x0800][..]), (ADD, &[0x8100, 1, 0x0800]), (VlanOp::Del, &[0x8100, 1, 0x0800])]
+        {
+            for sizes in [&[][..], &[14], &[5, 1], &[40]] {
+                let mut cache = cache();
+                let whole = frame(words);
+                let mut changed = if sizes.is_empty() {
+                    packet(&mut cache, &whole)
+                } else {
+                    chain(&mut cache, &whole, sizes)
+                };
+                let kept = changed.share();
+                apply(op, &mut changed, &mut cache).unwrap();
+                assert_eq!(bytes(&changed), applied(op, words), "{op:?} {sizes:?}");
+                assert_eq!(bytes(&kept), whole, "{op:?} {sizes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_frame_is_not_changed_when_there_is_no_buffer_for_a_copy() {
+        let mut cache = cache();
+        let mut p = packet(&mut cache, &frame(&[0x0800]));
+        let _other = p.share();
+        let _all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+        assert_eq!(apply(ADD, &mut p, &mut cache), Err(DropReason::NoBuffer));
+        assert_eq!(apply(VlanOp::Del, &mut p, &mut cache), Ok(()), "there is no tag to remove");
+        assert_eq!(bytes(&p), frame(&[0x0800]));
     }
 
     #[test]
@@ -363,9 +404,9 @@ mod tests {
         let offload =
             Offload { csum_start: 34, csum_offset: 16, hdr_len: 54, gso_size: 1448, ..Offload::default() };
         packet.set_offload(Some(offload));
-        apply(ADD, &mut packet).unwrap();
+        apply(ADD, &mut packet, &mut cache).unwrap();
         assert_eq!(packet.offload(), Some(Offload { csum_start: 38, hdr_len: 58, ..offload }));
-        apply(VlanOp::Del, &mut packet).unwrap();
+        apply(VlanOp::Del, &mut packet, &mut cache).unwrap();
         assert_eq!(packet.offload(), Some(offload));
     }
 }

@@ -31,7 +31,9 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &TxEdge, slots: &mut Slots, books: &mut Bo
         let first = output.pending.len();
         receive(edge, input, books, &mut output.pending);
         if tx.vlan != VlanOp::None {
-            rework(&mut output.pending, first, &tx.stats, books, |packet| frame::apply(tx.vlan, packet));
+            rework(&mut output.pending, first, &tx.stats, books, |packet, pool| {
+                frame::apply(tx.vlan, packet, pool)
+            });
         }
     }
     if output.since.is_none() {

@@ -253,6 +253,24 @@ fn frame_without_headroom_gets_its_header_in_a_buffer_of_its_own() {
 }
 
 #[test]
+fn frame_that_others_read_gets_its_header_in_a_buffer_of_its_own() {
+    let mut bench = Bench::new();
+    let mut packet = bench.cache.alloc().unwrap();
+    packet.append(&frame(3, 100)).unwrap();
+    let mut other = packet.share();
+    other.push_front(12).unwrap();
+    let before = other.data().to_vec();
+    let mut burst = Burst::new();
+    burst.push(packet).unwrap();
+    bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst);
+    bench.sim.step();
+    assert_eq!(bench.sim.transmitted(), [frame(3, 100)]);
+    assert_eq!(other.data(), before, "not a byte of its headroom was written");
+    drop(other);
+    bench.finish();
+}
+
+#[test]
 fn runts_and_oversize_frames_are_not_sent_and_counted() {
     let mut bench = Bench::unstarted();
     bench.sim.offer(feature::USED);
