@@ -77,20 +77,17 @@ fn send(tx: &[TxEdge], output: u16, packet: PacketBuf, halves: &mut [TxHalf], bo
     push(edge, &mut halves[usize::from(edge.slot.0)], packet, books);
 }
 
-/// One frame to several outputs. Each gets a buffer of its own, so that a tag put on for one output is
-/// never seen on another.
+/// One frame to several outputs: each gets a handle of it. An output that changes the tag does so to bytes of its own, so
+/// a tag put on for one is never seen on another.
 #[inline(never)]
-fn spread(tx: &[TxEdge], outputs: &[u16], packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
+fn spread(tx: &[TxEdge], outputs: &[u16], mut packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
     let Some((&last, others)) = outputs.split_last() else {
         books.pool.free(packet);
         return;
     };
     for &output in others {
         books.ledger.copies += 1;
-        match packet.duplicate(books.pool) {
-            Some(copy) => send(tx, output, copy, halves, books),
-            None => books.count_drops(&tx[usize::from(output)].stats, DropReason::NoBuffer, 1),
-        }
+        send(tx, output, packet.share(), halves, books);
     }
     send(tx, last, packet, halves, books);
 }

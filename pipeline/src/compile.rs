@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 use crate::table::Dst;
-use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology, Vf};
+use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology};
 
 /// What all cores run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,9 +66,12 @@ impl Running {
         rx.chain(self.tx.iter().map(|tx| (Direction::Tx, tx.port)))
     }
 
-    /// A component whose ports are not complete does not run.
+    /// A component whose ports are not complete does not run. A mirror without input sends what it still holds.
     fn is_complete(&self) -> bool {
-        !self.rx.is_empty() && !self.tx.is_empty()
+        match self.kind {
+            ComponentKind::Mirror => self.tx.len() == 2,
+            _ => !self.rx.is_empty() && !self.tx.is_empty(),
+        }
     }
 
     /// Entries as (VLAN, destination, index of the output).
@@ -95,15 +98,17 @@ impl Running {
     }
 }
 
-fn running(topology: &Topology, vf: &Vf, component: &Component, missing: &BTreeSet<PortName>) -> Running {
+fn running(topology: &Topology, component: &Component, missing: &BTreeSet<PortName>) -> Running {
     let there = |attachment: &&Attachment| !missing.contains(&attachment.port);
     let tx: Vec<Attachment> = component.tx.iter().filter(there).copied().collect();
     let rx = component.rx.iter().filter(there);
-    let rx =
-        rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.closes(vf, component, rx.port) });
+    let rx = rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.closes(component, rx.port) });
     let own = |entry: &&Entry| tx.iter().any(|tx| tx.port == entry.port);
     let entries = match component.kind {
-        ComponentKind::Classifier => vf.entries.iter().filter(own).copied().collect(),
+        ComponentKind::Classifier => {
+            let vf = topology.vf_of(component.id);
+            vf.map_or(Vec::new(), |vf| vf.entries.iter().filter(own).copied().collect())
+        }
         _ => Vec::new(),
     };
     let (id, name, kind) = (component.id, component.name.clone(), component.kind);
@@ -113,13 +118,12 @@ fn running(topology: &Topology, vf: &Vf, component: &Component, missing: &BTreeS
 impl Wiring {
     /// What `topology` asks for. Ports in `missing` (their device is down) count as not attached.
     pub fn compile(topology: &Topology, missing: &BTreeSet<PortName>) -> Wiring {
+        let topology = topology.in_force();
         let mut cores: BTreeMap<usize, Vec<Running>> = BTreeMap::new();
-        for vf in topology.vfs() {
-            for component in &vf.components {
-                let running = running(topology, vf, component, missing);
-                if running.is_complete() {
-                    cores.entry(component.core).or_default().push(running);
-                }
+        for component in topology.components() {
+            let running = running(&topology, component, missing);
+            if running.is_complete() {
+                cores.entry(component.core).or_default().push(running);
             }
         }
         Wiring { cores }
@@ -169,11 +173,11 @@ pub fn steps(running: &Wiring, wanted: &Wiring) -> Vec<Step> {
     steps
 }
 
-/// How near to the place where packets leave: classifiers 0, forwarders 1, mergers 2.
+/// How near to the place where packets leave: classifiers 0, forwarders and mirrors 1, mergers 2.
 fn downstream(components: &[Running]) -> u8 {
     let rank = |component: &Running| match component.kind {
         ComponentKind::Classifier => 0,
-        ComponentKind::Forward => 1,
+        ComponentKind::Forward | ComponentKind::Mirror => 1,
         ComponentKind::Merge => 2,
     };
     components.iter().map(rank).max().unwrap_or(0)

@@ -74,7 +74,7 @@ pub struct ComponentConfig {
 pub struct MirrorConfig {
     /// Its core.
     pub core: usize,
-    /// The two rings set aside for it.
+    /// The two rings set aside for it: to the guest that watches, and back to the packets' own way.
     pub ports: [PortName; 2],
 }
 
@@ -244,9 +244,21 @@ impl NodeConfig {
         self.vfs.iter().enumerate().map(|(i, vf)| (vf.owner(i), vf.core_mask.clone())).collect()
     }
 
+    /// The cores of the mirrors, as masks. They may be shared with components, unlike those of NICs.
+    pub fn mirror_masks(&self) -> Vec<(String, CoreMask)> {
+        let mask =
+            |(i, mirror): (usize, &MirrorConfig)| (format!("mirror {i}"), CoreMask::from_iter([mirror.core]));
+        self.mirrors.iter().enumerate().map(mask).collect()
+    }
+
     /// What an operator should know about a configuration that is accepted.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = cores::busy_masters(&self.masks());
+        for (i, mirror) in self.mirrors.iter().enumerate() {
+            if let Some((owner, _)) = self.masks().into_iter().find(|(_, mask)| mask.contains(mirror.core)) {
+                warnings.push(format!("mirror {i} shares core {} with components of {owner}", mirror.core));
+            }
+        }
         for ((i, vf), vhosts) in self.vfs.iter().enumerate().zip(self.vhost_ranges()) {
             let dealt =
                 vf.components.is_none().then(|| cores::deal(&vf.owner(i), &vf.core_mask, vhosts).ok());

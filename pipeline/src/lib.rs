@@ -4,7 +4,7 @@
 //! what each core runs, and into the steps from one wiring to the next.
 //!
 //! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
-//! `edge` (bursts in and out), the components `forwarder`, `merger` and `classifier`, [`plan`]
+//! `edge` (bursts in and out), the components `forwarder`, `merger`, `classifier` and `mirror`, [`plan`]
 //! (all of it as data), [`engine`] (one core's turn), [`worker`] (its thread).
 //!
 //! [`node`] owns the devices, ports, rings and workers and makes them follow the topology;
@@ -23,6 +23,7 @@ mod forwarder;
 pub mod frame;
 mod handover;
 mod merger;
+mod mirror;
 pub mod names;
 pub mod node;
 pub mod plan;

@@ -88,6 +88,8 @@ pub enum ComponentKind {
     Merge,
     /// One rx port to many tx ports, by VLAN and destination MAC.
     Classifier,
+    /// One rx port to two tx ports, every packet to both. Made by taps, never by name.
+    Mirror,
 }
 
 impl ComponentKind {
@@ -97,6 +99,7 @@ impl ComponentKind {
             ComponentKind::Forward => "forward",
             ComponentKind::Merge => "merge",
             ComponentKind::Classifier => "classifier",
+            ComponentKind::Mirror => "mirror",
         }
     }
 }
@@ -110,7 +113,8 @@ impl fmt::Display for ComponentKind {
 impl FromStr for ComponentKind {
     type Err = NameError;
 
-    /// `classifier_mac` is what `classifier` was called until 2019; both are in use.
+    /// `classifier_mac` is what `classifier` was called until 2019; both are in use. A mirror can't be
+    /// asked for by name: the configuration has a part of its own for them.
     fn from_str(text: &str) -> Result<ComponentKind, NameError> {
         match text {
             "forward" => Ok(ComponentKind::Forward),

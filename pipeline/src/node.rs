@@ -10,6 +10,7 @@ mod nic;
 mod report;
 mod supervise;
 mod switchboard;
+mod tap;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -173,9 +174,12 @@ impl Node {
         Ok(())
     }
 
-    /// Undoes the wiring of a vhost; one that is not plugged is fine.
+    /// Undoes the wiring of a vhost and the taps it has a part in; one that is not plugged is fine.
     pub fn unplug(&mut self, vhost: u32) -> Result<(), NodeError> {
         let was_plugged = self.topology.plugs().contains_key(&vhost);
+        for tap in self.taps().into_iter().filter(|tap| tap.involves(vhost)) {
+            self.untap(&tap)?;
+        }
         self.edit(|topology| topology.unplug(vhost))?;
         if was_plugged {
             tracing::info!(vhost, "unplugged");

@@ -101,6 +101,13 @@ pub enum Work {
         /// Which frames go where. While it is empty, or `tx` is, the input is not polled.
         table: Table,
     },
+    /// Every packet to two outputs.
+    Mirror {
+        /// Inputs; there is more than one only while taps change, and none while the last packets leave.
+        rx: Vec<RxEdge>,
+        /// The original's output, and the copy's, which should drop when it is full.
+        tx: [TxEdge; 2],
+    },
 }
 
 impl Work {
@@ -108,7 +115,7 @@ impl Work {
     pub fn rx_edges(&self) -> &[RxEdge] {
         match self {
             Work::Forward { rx, .. } | Work::Classify { rx, .. } => std::slice::from_ref(rx),
-            Work::Merge { rx, .. } => rx,
+            Work::Merge { rx, .. } | Work::Mirror { rx, .. } => rx,
         }
     }
 
@@ -117,15 +124,17 @@ impl Work {
         match self {
             Work::Forward { tx, .. } | Work::Merge { tx, .. } => std::slice::from_ref(tx),
             Work::Classify { tx, .. } => tx,
+            Work::Mirror { tx, .. } => tx,
         }
     }
 
-    /// `forward`, `merge` or `classifier_mac`, as configurations spell it.
+    /// `forward`, `merge`, `classifier_mac` or `mirror`, as configurations spell it.
     pub fn kind(&self) -> &'static str {
         match self {
             Work::Forward { .. } => "forward",
             Work::Merge { .. } => "merge",
             Work::Classify { .. } => "classifier_mac",
+            Work::Mirror { .. } => "mirror",
         }
     }
 }
@@ -205,6 +214,9 @@ impl Change {
                         "{name}: VLAN {vid} priority {pcp} can't be written in a tag"
                     );
                 }
+            }
+            if let Work::Mirror { tx: [original, copy], .. } = work {
+                assert!(original.slot != copy.slot, "{name}: the original and the copy go to two outputs");
             }
             if let Work::Classify { tx, table, .. } = work {
                 assert!(

@@ -76,7 +76,7 @@ pub struct ComponentStats {
     pub rx_packets: Counter,
     /// Packets handed to all outputs.
     pub tx_packets: Counter,
-    /// Packets made by copying group frames.
+    /// Packets made of others: of group frames, and by mirrors.
     pub copies: Counter,
     drops: [Counter; N_REASONS],
     held: AtomicU64,
@@ -153,7 +153,7 @@ pub struct ComponentSnapshot {
     pub rx_packets: u64,
     /// Packets handed to all outputs.
     pub tx_packets: u64,
-    /// Packets made by copying group frames.
+    /// Packets made of others: of group frames, and by mirrors.
     pub copies: u64,
     /// Drops by reason name; zeros are left out. Each is also counted at the edge it happened on.
     pub drops: BTreeMap<String, u64>,

@@ -16,6 +16,7 @@ use crate::config::Form;
 use crate::cores::CoreMask;
 use crate::names::ComponentKind;
 use crate::plan::VlanOp;
+use crate::topology::Way;
 
 /// A node at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct NodeStatus {
     pub pool: PoolStatus,
     /// One for each NIC.
     pub vfs: Vec<VfStatus>,
+    /// Mirrors of the configuration.
+    #[serde(default)]
+    pub mirrors: Vec<MirrorStatus>,
     /// Rings between components.
     pub rings: Vec<RingStatus>,
     /// What an operator should know, beyond the counters.
@@ -151,7 +155,7 @@ pub struct ComponentStatus {
     pub kind: ComponentKind,
     /// The core that runs it.
     pub core: usize,
-    /// `running`, `incomplete` (a port is missing), or `failed`.
+    /// `running`, `incomplete` (a port is missing), `idle` (a mirror without a tap), or `failed`.
     pub state: String,
     /// Share of its core's time in which it moved packets, over the last second.
     pub busy_percent: f32,
@@ -159,7 +163,7 @@ pub struct ComponentStatus {
     pub rx_packets: u64,
     /// Packets sent.
     pub tx_packets: u64,
-    /// Packets made by copying group frames.
+    /// Packets made of others: of group frames, and by mirrors.
     pub copies: u64,
     /// Packets waiting for a full output now.
     pub held: u64,
@@ -229,6 +233,28 @@ pub struct PlugStatus {
     pub mac: MacAddr,
     /// Its VLAN.
     pub vlan: Option<u16>,
+}
+
+/// A mirror.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MirrorStatus {
+    /// Its number in the configuration.
+    pub id: u32,
+    /// What it is used for.
+    pub tap: Option<TapStatus>,
+    /// What passed it.
+    pub component: ComponentStatus,
+}
+
+/// A tap, as one of its mirrors sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapStatus {
+    /// The vhost whose packets are mirrored.
+    pub source: u32,
+    /// The vhost whose guest gets the copies.
+    pub dest: u32,
+    /// Whether those to the source's guest, or those from it.
+    pub way: Way,
 }
 
 /// A ring between components.

@@ -6,6 +6,7 @@
 
 mod edit;
 mod plug;
+mod tap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -20,6 +21,7 @@ use crate::plan::VlanOp;
 use crate::table::Dst;
 
 pub use plug::{Plug, Plugged};
+pub use tap::{Mirror, Stage, Tap, Tapped, Way};
 
 /// Which end of a port a component uses, from the component's view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,6 +123,8 @@ pub struct Topology {
     gate_unplugged: bool,
     vfs: Vec<Vf>,
     plugs: BTreeMap<u32, Plugged>,
+    mirrors: Vec<Mirror>,
+    taps: Vec<Tapped>,
     next_id: u64,
 }
 
@@ -165,12 +169,58 @@ impl Topology {
             gate_unplugged,
             vfs: vfs.collect(),
             plugs: BTreeMap::new(),
+            mirrors: Vec::new(),
+            taps: Vec::new(),
             next_id: 0,
         };
         for index in 0..config.vfs.len() {
             topology.add_configured(config, index)?;
         }
+        topology.add_mirrors(config)?;
         Ok(topology)
+    }
+
+    fn add_mirrors(&mut self, config: &NodeConfig) -> Result<(), ConfigError> {
+        for (index, mirror) in config.mirrors.iter().enumerate() {
+            let refused = |field: &str, what: String| {
+                let (nic, field) = (format!("mirror {index}"), field.to_owned());
+                Err(ConfigError::Field { nic, field, what })
+            };
+            if let Some(vf) = self.vfs.iter().find(|vf| vf.master == mirror.core) {
+                return refused("core", format!("core {} is the master core of vf {}", mirror.core, vf.id));
+            }
+            let [a, b] = mirror.ports;
+            for ring in mirror.ports {
+                let taken = self.mirrors.iter().any(|other| other.rings.contains(&ring)) || a == b;
+                let used = |direction| self.user_of((direction, ring));
+                if taken || used(Direction::Rx).or(used(Direction::Tx)).is_some() {
+                    return refused("ports", format!("{ring} is in use already"));
+                }
+                if !matches!(ring, PortName::Ring(n) if n < self.n_rings) {
+                    let what =
+                        format!("there is no {ring}: this node has ring:0 to ring:{}", self.n_rings - 1);
+                    return refused("ports", what);
+                }
+            }
+            let component = Component {
+                id: ComponentId(self.next_id),
+                name: format!("mirror_{index}"),
+                core: mirror.core,
+                kind: ComponentKind::Mirror,
+                rx: Vec::new(),
+                tx: Vec::new(),
+            };
+            self.next_id += 1;
+            self.mirrors.push(Mirror { component, rings: mirror.ports });
+        }
+        Ok(())
+    }
+
+    /// The wiring with everything in it that is not configured component by component: taps.
+    pub fn in_force(&self) -> Topology {
+        let mut whole = self.clone();
+        whole.put_taps_in();
+        whole
     }
 
     fn add_configured(&mut self, config: &NodeConfig, index: usize) -> Result<(), ConfigError> {
@@ -229,9 +279,15 @@ impl Topology {
         self.gate_unplugged
     }
 
-    /// All components of the node.
+    /// All components of the node, mirrors too.
     pub fn components(&self) -> impl Iterator<Item = &Component> {
-        self.vfs.iter().flat_map(|vf| &vf.components)
+        let mirrors = self.mirrors.iter().map(|mirror| &mirror.component);
+        self.vfs.iter().flat_map(|vf| &vf.components).chain(mirrors)
+    }
+
+    /// The unit a component belongs to; a mirror belongs to none.
+    pub fn vf_of(&self, id: ComponentId) -> Option<&Vf> {
+        self.vfs.iter().find(|vf| vf.components.iter().any(|component| component.id == id))
     }
 
     /// The component that has this end of a port.
@@ -248,8 +304,9 @@ impl Topology {
     /// True when a component takes what comes in at `port` only to drop it: the guests it comes from may not
     /// send, or it is a classifier that nothing behind it is plugged into. Left in a NIC's ring, frames
     /// would be delivered to whoever is plugged in next.
-    pub(crate) fn closes(&self, vf: &Vf, component: &Component, port: PortName) -> bool {
-        let has_entry = || vf.entries.iter().any(|entry| component.tx.iter().any(|tx| tx.port == entry.port));
+    pub(crate) fn closes(&self, component: &Component, port: PortName) -> bool {
+        let entries = || self.vf_of(component.id).map_or(&[][..], |vf| &vf.entries);
+        let has_entry = || entries().iter().any(|entry| component.tx.iter().any(|tx| tx.port == entry.port));
         let idle = self.gate_unplugged && component.kind == ComponentKind::Classifier && !has_entry();
         idle || self.is_gated(port)
     }

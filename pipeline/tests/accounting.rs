@@ -42,7 +42,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => (0usize..2, prop::collection::vec(one, 1..40)).prop_map(|(source, frames)| Step::Send(source, frames)),
         4 => Just(Step::Turn),
         2 => (0usize..3).prop_map(Step::Drain),
-        1 => (0u8..3, any::<bool>(), any::<bool>()).prop_map(|(kind, gate, toggle)| Step::Change(kind, gate, toggle)),
+        1 => (0u8..4, any::<bool>(), any::<bool>()).prop_map(|(kind, gate, toggle)| Step::Change(kind, gate, toggle)),
     ]
 }
 
@@ -59,6 +59,7 @@ fn component_of(
     let work = match kind {
         0 => Work::Forward { rx: rx(0), tx: tx(2) },
         1 => Work::Merge { rx: vec![rx(0), rx(1)], tx: tx(0) },
+        3 => Work::Mirror { rx: vec![rx(1), rx(0)], tx: [tx(1), TxEdge { full: DROP, ..tx(2) }] },
         _ => {
             let entries = table(&[
                 (None, MACS[0], 0),

@@ -62,12 +62,12 @@ fn turns_of_all_components_allocate_nothing() {
     let mut engine = Engine::new(&pool);
     let mut change = Change::default();
     let (mut sources, mut sinks) = (Vec::new(), Vec::new());
-    for slot in 0..4 {
+    for slot in 0..5 {
         let (outside, queue) = source(1024);
         sources.push(outside);
         change.rx_in.push((RxSlot(slot), queue));
     }
-    for slot in 0..4 {
+    for slot in 0..6 {
         let (outside, queue) = sink(16);
         sinks.push(outside);
         change.tx_in.push((TxSlot(slot), queue));
@@ -98,6 +98,13 @@ fn turns_of_all_components_allocate_nothing() {
                 Work::Merge {
                     rx: vec![rx_edge(2, VlanOp::None), RxEdge { closed: true, ..rx_edge(3, VlanOp::None) }],
                     tx: tx_edge(3, VlanOp::None, WAIT),
+                },
+            ),
+            component(
+                "t",
+                Work::Mirror {
+                    rx: vec![rx_edge(4, VlanOp::None)],
+                    tx: [tx_edge(4, add, WAIT), tx_edge(5, VlanOp::None, DROP)],
                 },
             ),
         ],

@@ -1,12 +1,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::NodeConfig;
-use crate::topology::Plug;
+use crate::config::{MirrorConfig, NodeConfig};
+use crate::topology::{Plug, Stage, Tap};
 use spp_drivers::MacAddr;
 
 fn topology() -> Topology {
-    let config = NodeConfig::from_mappings("00:04.0#phys1#2#0xfe,00:05.0#phys2#2#0xfc02").unwrap();
+    let mut config = NodeConfig::from_mappings("00:04.0#phys1#2#0xfe,00:05.0#phys2#2#0xfc02").unwrap();
+    let mirror = |core, ring| MirrorConfig { core, ports: [PortName::Ring(ring), PortName::Ring(ring + 1)] };
+    config.mirrors = vec![mirror(20, 8), mirror(21, 10), mirror(21, 12)];
     Topology::from_config(&config, true).unwrap()
 }
 
@@ -87,6 +89,114 @@ fn replug_to_another_vlan_takes_the_old_entry_out_before_the_new_tag_is_in() {
     assert!(steps[0].components[0].entries.is_empty());
 }
 
+/// The ports of a component of a core: those it takes from, those it sends to.
+fn ports(wiring: &Wiring, core: usize) -> (String, String) {
+    let [component] = wiring.on(core) else { return Default::default() };
+    let text = |ports: &mut dyn Iterator<Item = PortName>| {
+        ports.map(|port| port.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    (text(&mut component.rx.iter().map(|rx| rx.port)), text(&mut component.tx.iter().map(|tx| tx.port)))
+}
+
+fn pair(rx: &str, tx: &str) -> (String, String) {
+    (rx.to_owned(), tx.to_owned())
+}
+
+#[test]
+fn tap_puts_a_mirror_in_front_of_the_forwarder_without_stopping_it() {
+    let mut topology = topology();
+    for vhost in [0, 3] {
+        topology.plug(&plug(vhost, Some(100))).unwrap();
+    }
+    let before = wiring(&topology);
+    let tap = Tap { source: 0, dest: 3, mirror_in: Some(0), mirror_out: None };
+    topology.tap(&tap).unwrap();
+    let open = wiring(&topology);
+    assert_eq!(ports(&open, 2), pair("ring:9 ring:0", "vhost:0"));
+    assert_eq!(ports(&open, 12), pair("ring:6 ring:8", "vhost:3"));
+    assert_eq!(open.on(20), []);
+    topology.set_tap_stage(&tap, Stage::On);
+    let on = wiring(&topology);
+    assert_eq!(ports(&on, 2), pair("ring:9", "vhost:0"));
+    assert_eq!(ports(&on, 20), pair("ring:0", "ring:9 ring:8"));
+    topology.set_tap_stage(&tap, Stage::Draining);
+    let draining = wiring(&topology);
+    assert_eq!(
+        (ports(&draining, 20), ports(&draining, 2)),
+        (pair("", "ring:9 ring:8"), pair("ring:9", "vhost:0"))
+    );
+    // No step leaves the forwarder without its place, where frames may wait for the guest.
+    for (from, to) in [(&before, &open), (&open, &on), (&on, &draining), (&draining, &open), (&open, &before)]
+    {
+        for step in steps(from, to) {
+            assert!(
+                step.core != 2 || step.components.iter().any(|component| component.name == "forward_0_tx")
+            );
+            assert!(!step.take.contains(&(Direction::Tx, PortName::Vhost(0))));
+        }
+    }
+    topology.untap(&tap);
+    assert_eq!(wiring(&topology), before);
+}
+
+#[test]
+fn taps_of_both_ways_and_on_top_of_each_other_leave_nothing_behind() {
+    let mut topology = topology();
+    for vhost in 0..4 {
+        topology.plug(&plug(vhost, Some(100))).unwrap();
+    }
+    let before = wiring(&topology);
+    let both = Tap { source: 0, dest: 3, mirror_in: Some(0), mirror_out: Some(1) };
+    let second = Tap { source: 0, dest: 1, mirror_in: None, mirror_out: Some(2) };
+    for tap in [both, second] {
+        topology.tap(&tap).unwrap();
+        topology.set_tap_stage(&tap, Stage::On);
+    }
+    let on = wiring(&topology);
+    assert_eq!(ports(&on, 3), pair("ring:13", "ring:1"));
+    assert_eq!(ports(&on, 12), pair("ring:6 ring:8 ring:10", "vhost:3"));
+    let mirrors: Vec<_> = on.on(21).iter().map(|mirror| mirror.rx[0].port.to_string()).collect();
+    assert_eq!(mirrors, ["vhost:0", "ring:11"], "the second watches what the first passes on");
+    // A plug with another VLAN keeps the taps; the first one goes, the second stays.
+    topology.plug(&plug(0, Some(200))).unwrap();
+    topology.untap(&both);
+    assert_eq!(ports(&wiring(&topology), 21), pair("vhost:0", "ring:13 ring:12"));
+    topology.plug(&plug(0, Some(100))).unwrap();
+    topology.unplug(1).unwrap();
+    topology.plug(&plug(1, Some(100))).unwrap();
+    assert_eq!((wiring(&topology), topology.taps().len()), (before, 0));
+}
+
+#[test]
+fn taps_that_cannot_be_are_refused_in_words() {
+    let mut topology = topology();
+    for vhost in 0..3 {
+        topology.plug(&plug(vhost, None)).unwrap();
+    }
+    let good = Tap { source: 0, dest: 1, mirror_in: Some(0), mirror_out: None };
+    topology.tap(&good).unwrap();
+    topology.tap(&good).unwrap();
+    let before = topology.clone();
+    for (tap, words) in [
+        (Tap { dest: 3, mirror_in: Some(1), ..good }, "vhost:3 is not plugged"),
+        (Tap { dest: 9, mirror_in: Some(1), ..good }, "no vhost:9"),
+        (Tap { dest: 0, mirror_in: Some(1), ..good }, "can't watch itself"),
+        (Tap { mirror_in: None, ..good }, "needs a mirror"),
+        (Tap { mirror_in: Some(1), mirror_out: Some(1), ..good }, "needs a mirror for each way"),
+        (Tap { mirror_in: Some(3), ..good }, "there is no mirror 3"),
+        (Tap { source: 2, ..good }, "mirror 0 is in use: vhost 0 to vhost 1"),
+    ] {
+        let error = topology.tap(&tap).unwrap_err();
+        assert!(error.what.contains(words), "{error}");
+    }
+    topology.component_stop(1, "forward_1_tx").unwrap();
+    let error = topology.tap(&Tap { source: 1, dest: 2, mirror_in: Some(1), mirror_out: None }).unwrap_err();
+    assert!(error.what.contains("forward or merge"), "{error}");
+    let ring = topology.port_attach(1, "merger", PortName::Ring(9), Direction::Rx, VlanOp::None).unwrap_err();
+    assert!(ring.what.contains("set aside for mirror 0"), "{ring}");
+    assert_eq!(before.taps(), topology.taps());
+}
+
 #[test]
 fn nothing_to_do_is_no_step() {
     let wiring = wiring(&topology());
@@ -123,6 +233,8 @@ enum Edit {
     Del(u32, Entry),
     Plug(Plug),
     Unplug(u32),
+    Tap(Tap, u8),
+    Untap(Tap),
     NicDown(u32),
     NicUp(u32),
 }
@@ -156,6 +268,16 @@ fn entry() -> impl Strategy<Value = Entry> {
     (proptest::option::of(1..3u16), dst, port()).prop_map(|(vid, dst, port)| Entry { vid, dst, port })
 }
 
+fn tap() -> impl Strategy<Value = Tap> {
+    let mirror = || proptest::option::of(0..4u32);
+    (0..5u32, 0..5u32, mirror(), mirror()).prop_map(|(source, dest, mirror_in, mirror_out)| Tap {
+        source,
+        dest,
+        mirror_in,
+        mirror_out,
+    })
+}
+
 fn edit() -> impl Strategy<Value = Edit> {
     let (vf, name) = (|| 1..3u32, || 0..NAMES.len() as u8);
     prop_oneof![
@@ -167,6 +289,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => (vf(), entry()).prop_map(|(v, e)| Edit::Del(v, e)),
         2 => (0..5u32, proptest::option::of(0..3u16)).prop_map(|(v, vlan)| Edit::Plug(plug(v, vlan))),
         1 => (0..5u32).prop_map(Edit::Unplug),
+        3 => (tap(), 0..3u8).prop_map(|(tap, stage)| Edit::Tap(tap, stage)),
+        1 => tap().prop_map(Edit::Untap),
         1 => (0..2u32).prop_map(Edit::NicDown),
         1 => (0..2u32).prop_map(Edit::NicUp),
     ]
@@ -186,6 +310,13 @@ fn edited(topology: &mut Topology, missing: &mut BTreeSet<PortName>, edit: Edit)
         Edit::Del(vf, entry) => topology.table_del(vf, entry),
         Edit::Plug(plug) => topology.plug(&plug),
         Edit::Unplug(vhost) => topology.unplug(vhost),
+        Edit::Tap(tap, stage) => topology.tap(&tap).map(|()| {
+            topology.set_tap_stage(&tap, [Stage::Open, Stage::On, Stage::Draining][usize::from(stage)]);
+        }),
+        Edit::Untap(tap) => {
+            topology.untap(&tap);
+            Ok(())
+        }
         Edit::NicDown(n) => {
             missing.insert(PortName::Phy(n));
             Ok(())

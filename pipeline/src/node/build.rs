@@ -29,12 +29,12 @@ const NIC_RING: u32 = 1024;
 const CACHE: u32 = 128;
 
 /// Buffers a node needs so that every ring can be full at once and nobody waits for a buffer: two rings
-/// for each vhost; a receive and a transmit ring for each NIC; for each component, which may
+/// for each vhost and each mirror; a receive and a transmit ring for each NIC; for each component, which may
 /// have a core of its own, a cache and a burst in and one out; for each vhost and each NIC queue a
 /// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 2048 + 20 x 192 + 12 x 128 = 25,856 buffers, 58 MB.
 pub fn pool_buffers(config: &NodeConfig) -> u32 {
     let (n_nics, n_vhost) = (config.vfs.len() as u32, config.n_vhost());
-    let n_components = 2 * n_vhost + 2 * n_nics;
+    let n_components = 2 * n_vhost + 2 * n_nics + config.mirrors.len() as u32;
     config.n_rings() * RING_SLOTS as u32
         + n_nics * 2 * NIC_RING
         + n_components * (CACHE + 2 * BURST as u32)
@@ -49,16 +49,13 @@ pub(super) fn build(
     let topology = Topology::from_config(&config, options.gate_unplugged)?;
     if !options.fold_cores {
         let online = cores::online().map_err(NodeError::NoCoreList)?;
-        for (owner, mask) in config.masks() {
+        for (owner, mask) in config.masks().into_iter().chain(config.mirror_masks()) {
             cores::check_online(&owner, &mask, &online)?;
         }
     }
     // Threads of vhost ports inherit this thread's cores: the masters, away from the polling cores.
     let _affinity = (!options.fold_cores).then(|| OnMasters::enter(&config));
-    let mut warnings = config.warnings();
-    if !config.mirrors.is_empty() {
-        warnings.push(format!("{} mirrors of the configuration are not in service", config.mirrors.len()));
-    }
+    let warnings = config.warnings();
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
 
     // NICs first: packet memory goes where their IOMMU can reach it.

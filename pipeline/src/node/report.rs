@@ -10,10 +10,10 @@ use super::Node;
 use crate::names::PortName;
 use crate::stats::Cycles;
 use crate::status::{
-    ComponentStatus, Counters, EdgeStatus, NodeStatus, PlugStatus, PoolStatus, RingStatus, VfStatus,
-    VhostStatus, vlan_text,
+    ComponentStatus, Counters, EdgeStatus, MirrorStatus, NodeStatus, PlugStatus, PoolStatus, RingStatus,
+    TapStatus, VfStatus, VhostStatus, vlan_text,
 };
-use crate::topology::{Attachment, Component, ComponentId, Direction, Vf};
+use crate::topology::{Attachment, Component, ComponentId, Direction, Mirror, Topology};
 
 /// How long a busy sample lasts.
 const BUSY_WINDOW: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ impl Node {
 
     /// Everything `spp status` shows.
     pub fn status(&mut self) -> NodeStatus {
-        let vfs = self.topology.vfs().to_vec();
+        let wired = self.topology.in_force();
         let mut warnings = self.warnings.clone();
         warnings.extend(self.unsettled.clone());
         warnings.extend(
@@ -63,13 +63,18 @@ impl Node {
             fold_cores: self.options.fold_cores,
             gate_unplugged: self.options.gate_unplugged,
             pool: PoolStatus::new(self.pool.counts(), self.pool.page_size()),
-            vfs: vfs.iter().enumerate().map(|(index, vf)| self.vf_status(index, vf)).collect(),
-            rings: (0..self.rings.len()).map(|number| self.ring_status(number)).collect(),
+            vfs: (0..wired.vfs().len()).map(|index| self.vf_status(index, &wired)).collect(),
+            mirrors: (0..)
+                .zip(wired.mirrors())
+                .map(|(id, mirror)| self.mirror_status(id, mirror, &wired))
+                .collect(),
+            rings: (0..self.rings.len()).map(|number| self.ring_status(number, &wired)).collect(),
             warnings,
         }
     }
 
-    fn vf_status(&mut self, index: usize, vf: &Vf) -> VfStatus {
+    fn vf_status(&mut self, index: usize, wired: &Topology) -> VfStatus {
+        let vf = &wired.vfs()[index];
         let config = &self.config.vfs[index];
         let (physical_network, core_mask) = (config.physical_network.clone(), config.core_mask.clone());
         VfStatus {
@@ -78,12 +83,25 @@ impl Node {
             core_mask,
             master_core: vf.master,
             nic: self.nics[index].status(),
-            components: vf.components.iter().map(|component| self.component_status(vf, component)).collect(),
+            components: vf
+                .components
+                .iter()
+                .map(|component| self.component_status(component, wired))
+                .collect(),
             vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id)).collect(),
         }
     }
 
-    fn component_status(&mut self, vf: &Vf, component: &Component) -> ComponentStatus {
+    fn mirror_status(&mut self, id: u32, mirror: &Mirror, wired: &Topology) -> MirrorStatus {
+        let tap = wired.tap_of(id).map(|(way, tap)| TapStatus { source: tap.source, dest: tap.dest, way });
+        let mut component = self.component_status(&mirror.component, wired);
+        if tap.is_none() {
+            "idle".clone_into(&mut component.state);
+        }
+        MirrorStatus { id, tap, component }
+    }
+
+    fn component_status(&mut self, component: &Component, wired: &Topology) -> ComponentStatus {
         let now = self.board.component(component.id).snapshot();
         let state = match (now.failed, self.board.runs(component.core, component.id)) {
             (true, _) => "failed",
@@ -94,7 +112,7 @@ impl Node {
             component
                 .ends(direction)
                 .iter()
-                .map(|end| self.edge_status(vf, component, direction, end))
+                .map(|end| self.edge_status(component, direction, end, wired))
                 .collect()
         };
         let (rx, tx) = (edges(Direction::Rx), edges(Direction::Tx));
@@ -116,15 +134,15 @@ impl Node {
 
     fn edge_status(
         &mut self,
-        vf: &Vf,
         component: &Component,
         direction: Direction,
         end: &Attachment,
+        wired: &Topology,
     ) -> EdgeStatus {
         EdgeStatus {
             port: end.port.to_string(),
             vlan: vlan_text(end.vlan),
-            closed: direction == Direction::Rx && self.topology.closes(vf, component, end.port),
+            closed: direction == Direction::Rx && wired.closes(component, end.port),
             counters: Counters::from(self.board.edge(component.id, (direction, end.port)).snapshot()),
         }
     }
@@ -148,20 +166,17 @@ impl Node {
         }
     }
 
-    fn ring_status(&self, number: usize) -> RingStatus {
+    fn ring_status(&self, number: usize, wired: &Topology) -> RingStatus {
         let port = PortName::Ring(number as u32);
-        let counters = &self.rings[number];
-        // Taken out first: what goes in between the two reads must not make the depth negative.
-        let (out, packets) = (counters.rx.packets.get(), counters.tx.packets.get());
-        let user =
-            |direction| self.topology.user_of((direction, port)).map(|component| component.name.clone());
+        let depth = self.ring_depth(port).min(RING_SLOTS as u64);
+        let user = |direction| wired.user_of((direction, port)).map(|component| component.name.clone());
         RingStatus {
             port: port.to_string(),
             slots: RING_SLOTS as u64,
-            depth: packets.saturating_sub(out).min(RING_SLOTS as u64),
+            depth,
             from: user(Direction::Tx),
             to: user(Direction::Rx),
-            packets,
+            packets: self.rings[number].tx.packets.get(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use spp_drivers::Burst;
 use spp_drivers::dma::Pool;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
@@ -256,6 +257,12 @@ impl Switchboard {
             ComponentKind::Classifier => {
                 Work::Classify { rx: rx.pop().expect(COMPLETE), tx, table: table.build() }
             }
+            ComponentKind::Mirror => {
+                // Who watches never holds up what is watched.
+                let (mut copy, original) = (tx.pop().expect(COMPLETE), tx.pop().expect(COMPLETE));
+                copy.full = WhenFull::Drop(DropReason::RingFull);
+                Work::Mirror { rx, tx: [original, copy] }
+            }
         };
         ComponentPlan { name: running.name.clone(), work, stats: self.component(running.id) }
     }
@@ -333,6 +340,16 @@ impl Switchboard {
         self.take(Step { core, components, take: Vec::new(), give: Vec::new() })
     }
 
+    /// Frees the frames left in a ring that no core has; they count as dropped at its receiving end.
+    pub fn purge(&mut self, ring: PortName) {
+        if let Some(half) = self.parked.rx.get_mut(&ring) {
+            let (mut cache, mut left) = (self.pool.cache(), Burst::new());
+            while half.rx_burst(&mut cache, &mut left) > 0 {
+                half.stats().dropped(DropReason::ComponentGone, left.free_all(&mut cache));
+            }
+        }
+    }
+
     /// Ends all workers and returns all halves.
     pub fn stop(&mut self) -> Parked {
         let numbers: Vec<usize> = self.cores.keys().copied().collect();
@@ -372,7 +389,7 @@ fn when_full(kind: ComponentKind, port: PortName) -> WhenFull {
     };
     match kind {
         ComponentKind::Classifier => WhenFull::Drop(reason),
-        ComponentKind::Forward | ComponentKind::Merge => {
+        ComponentKind::Forward | ComponentKind::Merge | ComponentKind::Mirror => {
             WhenFull::Wait { limit_ticks: tsc::ticks(FULL_WAIT), then: reason }
         }
     }

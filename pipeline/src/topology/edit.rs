@@ -143,6 +143,9 @@ impl Topology {
             PortName::Vhost(n) => (n, "port", self.n_vhost, "vhost"),
             PortName::Ring(n) => (n, "port", self.n_rings, "ring"),
         };
+        if let Some(index) = self.mirrors.iter().position(|mirror| mirror.rings.contains(&port)) {
+            return Err(EditError::value(field, format!("{port} is set aside for mirror {index}")));
+        }
         if n < have {
             return Ok(());
         }

@@ -50,7 +50,7 @@ impl Topology {
         self.check_plug(plug)?;
         let (vf, to_guest) = self.trace_to_guest(plug.vhost)?;
         let to_wire = self.trace_to_wire(plug.vhost)?;
-        self.unplug(plug.vhost)?;
+        self.unwire(plug.vhost);
         let entry = Entry { vid: plug.vlan, dst: Dst::Mac(plug.mac), port: to_guest };
         if !self.vf(vf)?.entries.contains(&entry) {
             self.table_add(vf, entry)?;
@@ -63,10 +63,16 @@ impl Topology {
         Ok(())
     }
 
-    /// Undoes the wiring of a vhost. One that is not plugged is fine.
+    /// Undoes the wiring of a vhost, and its taps. One that is not plugged is fine.
     pub fn unplug(&mut self, vhost: u32) -> Result<(), EditError> {
         self.check_vhost(vhost)?;
-        let Some(plugged) = self.plugs.remove(&vhost) else { return Ok(()) };
+        self.taps.retain(|tapped| !tapped.tap.involves(vhost));
+        self.unwire(vhost);
+        Ok(())
+    }
+
+    fn unwire(&mut self, vhost: u32) {
+        let Some(plugged) = self.plugs.remove(&vhost) else { return };
         let Plugged { plug, vf, to_guest, to_wire } = plugged;
         let entry = Entry { vid: plug.vlan, dst: Dst::Mac(plug.mac), port: to_guest };
         if let Ok(index) = self.vf_index(vf) {
@@ -76,7 +82,6 @@ impl Topology {
             self.set_vlan((Direction::Tx, to_guest), Some(VlanOp::Del), VlanOp::None);
             self.set_vlan((Direction::Rx, to_wire), Some(VlanOp::Add { vid, pcp: 0 }), VlanOp::None);
         }
-        Ok(())
     }
 
     /// Sets the tag operation of an attached port; with `only_from`, only where it is that one, since
@@ -89,7 +94,7 @@ impl Topology {
         }
     }
 
-    fn check_vhost(&self, vhost: u32) -> Result<(), EditError> {
+    pub(super) fn check_vhost(&self, vhost: u32) -> Result<(), EditError> {
         if vhost < self.n_vhost {
             return Ok(());
         }

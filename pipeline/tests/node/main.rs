@@ -5,5 +5,6 @@ mod cycles;
 mod faults;
 mod handle;
 mod support;
+mod taps;
 mod traffic;
 mod wiring;
