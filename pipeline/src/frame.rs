@@ -78,10 +78,8 @@ pub fn gather_header(packet: &mut PacketBuf, pool: &mut PoolCache) {
 
 #[cold]
 fn gather_header_slow(packet: &mut PacketBuf, pool: &mut PoolCache) {
-    if packet.segment_bufs().any(PacketBuf::is_shared) {
-        // Without a copy the frame is judged by what its first segment holds.
-        let Some(copy) = packet.duplicate(pool) else { return };
-        pool.free(std::mem::replace(packet, copy));
+    if packet.own_chain(pool).is_err() {
+        return; // without a copy the frame is judged by what its first segment holds
     }
     // Each round empties a segment or ends with a whole header, so rounds are bounded by the chain.
     while packet.len() < TAGGED_BYTES {

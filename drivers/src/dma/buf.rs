@@ -364,7 +364,7 @@ impl PacketBuf {
 impl PacketBuf {
     /// Neither chained nor shared: freeing it is returning its slot.
     #[inline(always)]
-    pub(super) fn is_plain(&self) -> bool {
+    pub(super) fn frees_alone(&self) -> bool {
         self.slot_flags & (CHAINED | SHARED) == 0
     }
 

@@ -210,7 +210,7 @@ impl PoolCache {
     /// Gives a packet back, all its segments; those that are shared with their last handle.
     #[inline(always)]
     pub fn free(&mut self, packet: PacketBuf) {
-        if packet.is_plain() {
+        if packet.frees_alone() {
             self.free_segment(packet);
         } else {
             self.free_chain(packet);

@@ -17,8 +17,9 @@ use std::sync::atomic::{Ordering, fence};
 use super::PoolCache;
 use super::buf::{PacketBuf, SHARED};
 
-/// How much of a chained frame's first segment [`PacketBuf::make_own`] copies: all headers an edge rewrites.
-const OWN_BYTES: usize = 128;
+/// How much of a chained frame's first segment [`PacketBuf::make_own`] copies: all headers an edge rewrites,
+/// Ethernet to TCP with all options.
+const OWN_BYTES: usize = 256;
 
 /// More handles than memory could hold: a caller leaks them.
 const MAX_HANDLES: u32 = i32::MAX as u32;
@@ -64,7 +65,7 @@ impl PacketBuf {
     }
 
     /// Makes the first segment writable. When others still read it, its bytes are copied; of a chained frame only the
-    /// first 128, and the rest stays shared behind them.
+    /// first 256, and the rest stays shared behind them.
     #[inline(always)]
     pub fn make_own(&mut self, pool: &mut PoolCache) -> Result<(), NoBuffer> {
         if self.is_shared() { self.make_own_slow(pool) } else { Ok(()) }
@@ -89,6 +90,17 @@ impl PacketBuf {
         rest.pull_front(n_bytes).expect("as many bytes as were copied from it");
         rest.set_offload(None);
         self.chain(rest);
+        Ok(())
+    }
+
+    /// As [`make_own`](Self::make_own) for every segment: whoever takes the chain apart needs it.
+    #[inline]
+    pub fn own_chain(&mut self, pool: &mut PoolCache) -> Result<(), NoBuffer> {
+        self.try_own();
+        if self.segment_bufs().any(PacketBuf::is_shared) {
+            let copy = self.duplicate(pool).ok_or(NoBuffer)?;
+            pool.free(std::mem::replace(self, copy));
+        }
         Ok(())
     }
 
@@ -210,14 +222,21 @@ mod tests {
         let copy = original.share();
         let stock = cache.stock();
         original.make_own(&mut cache).unwrap();
-        assert_eq!((stock - cache.stock(), original.len(), original.n_segments()), (1, 128, 4));
-        assert_eq!(original.next_segment().unwrap().data_ptr(), byte_at(&copy, 128));
+        assert_eq!((stock - cache.stock(), original.len(), original.n_segments()), (1, 256, 4));
+        assert_eq!(original.next_segment().unwrap().data_ptr(), byte_at(&copy, 256));
         // The rest can be shared once more, and taken apart in any order.
         let again = original.share();
         assert_eq!(bytes(&again), bytes(&copy));
         drop(original);
         drop(copy);
         assert_eq!(again.total_len(), 3 * 2048);
+        let mut taken_apart = again;
+        let whole = bytes(&taken_apart);
+        taken_apart.own_chain(&mut cache).unwrap();
+        assert_eq!(bytes(&taken_apart), whole);
+        while let Some(rest) = taken_apart.unchain() {
+            taken_apart = rest;
+        }
     }
 
     /// Where byte `n` of a segment is.

@@ -74,7 +74,8 @@ pub(super) fn sum_from(packet: &PacketBuf, start: usize, mut sum: Sum) -> Sum {
 }
 
 /// Completes the checksum that `offload` asks for, if it does; afterwards the frame has no work left.
-/// A place outside the frame's first buffer is refused, and the frame stays as it was.
+/// A place outside the frame's first buffer is refused, and the frame stays as it was. The frame must be the
+/// caller's own ([`PacketBuf::make_own`]).
 pub fn complete(packet: &mut PacketBuf, offload: &Offload) -> Result<(), DropReason> {
     if offload.flags & F_NEEDS_CSUM != 0 {
         let start = usize::from(offload.csum_start);

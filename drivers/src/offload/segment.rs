@@ -73,7 +73,8 @@ impl Tso {
     }
 
     /// Takes the first `n` segments (at most [`n_copies`](Self::n_copies)) off the frame. What is left is a long frame,
-    /// or, when it is one segment, a frame without work; true then.
+    /// or, when it is one segment, a frame without work; true then. All of it must be the caller's own
+    /// ([`PacketBuf::own_chain`]).
     pub fn advance(&self, packet: &mut PacketBuf, pool: &mut PoolCache, n: usize) -> bool {
         let n = n.min(self.n_copies());
         cut_payload(packet, pool, self.headers.payload, n * self.size);
