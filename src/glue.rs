@@ -2,9 +2,10 @@
 //!
 //! Called on tokio's blocking pool; each call waits for the node's control thread.
 
-use spp_agent::{DataPlane, DataPlaneError, Layout, Name, Plug};
+use spp_agent::{DataPlane, DataPlaneError, Layout, Name, Plug, Tap, TapDirection};
 use spp_pipeline::config::NodeConfig;
 use spp_pipeline::node::{Node, NodeError, NodeHandle};
+use spp_pipeline::topology::{self, Way};
 
 use crate::fail::{Failure, chain};
 
@@ -12,12 +13,13 @@ use crate::fail::{Failure, chain};
 pub struct WiredNode {
     node: NodeHandle,
     layout: Layout,
+    n_mirrors: u32,
 }
 
 impl WiredNode {
     /// For the agent of this node.
-    pub fn new(node: NodeHandle, layout: Layout) -> WiredNode {
-        WiredNode { node, layout }
+    pub fn new(node: NodeHandle, layout: Layout, n_mirrors: u32) -> WiredNode {
+        WiredNode { node, layout, n_mirrors }
     }
 
     fn edit(
@@ -54,5 +56,35 @@ impl DataPlane for WiredNode {
 
     fn layout(&self) -> Layout {
         self.layout.clone()
+    }
+
+    fn n_mirrors(&self) -> u32 {
+        self.n_mirrors
+    }
+
+    fn tap(&self, tap: &Tap) -> Result<(), DataPlaneError> {
+        let Tap { mirror, direction, source, service: dest } = *tap;
+        let way = match direction {
+            TapDirection::In => Way::In,
+            TapDirection::Out => Way::Out,
+        };
+        self.edit(move |node| node.tap(&topology::Tap { mirror, way, source, dest }))
+    }
+
+    fn untap(&self, mirror: u32) -> Result<(), DataPlaneError> {
+        self.edit(move |node| node.untap(mirror))
+    }
+
+    fn taps(&self) -> Result<Vec<Tap>, DataPlaneError> {
+        let taps = self.node.call(|node| node.taps()).map_err(|gone| DataPlaneError(chain(&gone)))?;
+        let direction = |way| match way {
+            Way::In => TapDirection::In,
+            Way::Out => TapDirection::Out,
+        };
+        let tap = |tap: topology::Tap| {
+            let topology::Tap { mirror, way, source, dest } = tap;
+            Tap { mirror, direction: direction(way), source, service: dest }
+        };
+        Ok(taps.into_iter().map(tap).collect())
     }
 }

@@ -163,6 +163,7 @@ async fn node_life(
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    let n_mirrors = config.mirrors.len() as u32;
     let node = start(config, options(args)).await?;
     api.node_is_up(node.clone());
     systemd::notify("STATUS=Running.");
@@ -175,7 +176,7 @@ async fn node_life(
     let serving = async {
         match (etcd, agent) {
             (Some(config), Some(status)) => {
-                let wired = glue::WiredNode::new(node.clone(), layout);
+                let wired = glue::WiredNode::new(node.clone(), layout, n_mirrors);
                 spp_agent::run(config, Arc::new(wired), status, stopped).await;
             }
             _ => stopped.await,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use spp_pipeline::status::{ComponentStatus, NodeStatus, PlugStatus, VfStatus};
+use spp_pipeline::topology::{Tap, Way};
 
 use crate::api::NodeReport;
 use crate::cli::Status;
@@ -23,6 +24,9 @@ pub fn run(args: &Status) -> Result<(), Failure> {
     output::line(&head(&report.node))?;
     for (i, _) in report.node.vfs.iter().enumerate() {
         output::line(&format!("\n{}", vf_text(&report.node, i, None)))?;
+    }
+    if !report.node.mirrors.is_empty() {
+        output::line(&format!("\n{}", mirrors(&report.node)))?;
     }
     if let Some(agent) = &report.agent {
         output::line(&format!("\n{}", agent_text(agent)))?;
@@ -117,6 +121,30 @@ fn components(vf: &VfStatus, before: VfBefore) -> String {
         ]);
     }
     output::columns(&rows)
+}
+
+/// What each mirror does. Drops are copies that the watcher's side did not take.
+fn mirrors(node: &NodeStatus) -> String {
+    let headings = ["mirror", "core", "state", "mirrors", "rx", "copies", "drops"];
+    let mut rows = vec![headings.map(str::to_owned).to_vec()];
+    for mirror in &node.mirrors {
+        let component = &mirror.component;
+        rows.push(vec![
+            component.name.clone(),
+            component.core.to_string(),
+            component.state.clone(),
+            mirror.tap.map_or("-".to_owned(), tap_text),
+            component.rx_packets.to_string(),
+            component.copies.to_string(),
+            drops([&component.drops, &BTreeMap::new()]),
+        ]);
+    }
+    output::columns(&rows)
+}
+
+fn tap_text(tap: Tap) -> String {
+    let way = if tap.way == Way::In { "to" } else { "from" };
+    format!("{way} vhost:{}, for vhost:{}", tap.source, tap.dest)
 }
 
 /// A count, or its rate per second since an earlier one.

@@ -12,17 +12,23 @@ use crate::status::NodeStatus;
 use crate::table::Dst;
 use crate::topology::{Attachment, Component, Entry, Topology, Vf};
 
-/// `GET /v1/processes`: the primary, then one vf for each NIC.
+/// `GET /v1/processes`: the primary, one vf for each NIC, and one mirror process for all mirrors.
 pub fn processes(topology: &Topology) -> Vec<Process> {
     let primary = Process { kind: "primary", client_id: None };
     let vfs = topology.vfs().iter().map(|vf| Process { kind: "vf", client_id: Some(vf.id) });
-    [primary].into_iter().chain(vfs).collect()
+    let mirror = mirror_process(topology).map(|id| Process { kind: "mirror", client_id: Some(id) });
+    [primary].into_iter().chain(vfs).chain(mirror).collect()
+}
+
+/// The id of the process that has the mirrors: the one behind the vfs, if there are any.
+fn mirror_process(topology: &Topology) -> Option<u32> {
+    (!topology.mirrors().is_empty()).then(|| topology.vfs().len() as u32 + 1)
 }
 
 /// One of [`processes`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Process {
-    /// `primary` or `vf`.
+    /// `primary`, `vf` or `mirror`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// Absent for the primary.
@@ -101,9 +107,12 @@ pub struct EntryJson {
 impl VfJson {
     /// The vf with this id, or `None`.
     pub fn new(topology: &Topology, id: u32) -> Option<VfJson> {
+        let topology = topology.in_force();
         let vf = topology.vf(id).ok()?;
         let phys = topology.vfs().iter().map(|vf| vf.phy);
-        let mut ports: Vec<PortName> = phys.chain(vf.seen.iter().copied()).collect();
+        let attached = vf.components.iter().flat_map(|component| component.rx.iter().chain(&component.tx));
+        let attached = attached.map(|end| end.port);
+        let mut ports: Vec<PortName> = phys.chain(vf.seen.iter().copied()).chain(attached).collect();
         ports.sort_unstable();
         ports.dedup();
         Some(VfJson {
@@ -112,6 +121,43 @@ impl VfJson {
             master_lcore: vf.master,
             components: vf.workers.cores().flat_map(|core| on_core(vf, core)).collect(),
             classifier_table: classifier_table(vf),
+        })
+    }
+}
+
+/// `GET /v1/mirrors/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MirrorJson {
+    /// The process's id.
+    #[serde(rename = "client-id")]
+    pub client_id: u32,
+    /// All NICs, then every port a mirror has now.
+    pub ports: Vec<PortName>,
+    /// The first vf's master core.
+    #[serde(rename = "master-lcore")]
+    pub master_lcore: usize,
+    /// By core.
+    pub components: Vec<ComponentJson>,
+}
+
+impl MirrorJson {
+    /// The process with this id, if it is the mirrors'.
+    pub fn new(topology: &Topology, id: u32) -> Option<MirrorJson> {
+        mirror_process(topology).filter(|process| *process == id)?;
+        let topology = topology.in_force();
+        let mut components: Vec<&Component> =
+            topology.mirrors().iter().map(|mirror| &mirror.component).collect();
+        components.sort_by_key(|component| component.core);
+        let ends = components.iter().flat_map(|component| component.rx.iter().chain(&component.tx));
+        let phys = topology.vfs().iter().map(|vf| vf.phy);
+        let mut ports: Vec<PortName> = phys.chain(ends.map(|end| end.port)).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Some(MirrorJson {
+            client_id: id,
+            ports,
+            master_lcore: topology.vfs().first().map_or(0, |vf| vf.master),
+            components: components.into_iter().map(component_json).collect(),
         })
     }
 }
@@ -176,7 +222,7 @@ fn entry_json(entry: &Entry) -> EntryJson {
 /// One entry of `GET /v1/cpu_usage`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CpuUsage {
-    /// `primary` or `vf`.
+    /// `primary`, `vf` or `mirror`.
     #[serde(rename = "proc-type")]
     pub proc_type: &'static str,
     /// Absent for the primary.
@@ -185,7 +231,7 @@ pub struct CpuUsage {
     /// The master core.
     #[serde(rename = "master-lcore")]
     pub master_lcore: usize,
-    /// The master core and, for a vf, one entry for each component.
+    /// The master core and, for a vf or the mirrors, one entry for each component.
     pub lcores: Vec<usize>,
 }
 
@@ -200,7 +246,13 @@ pub fn cpu_usage(topology: &Topology) -> Vec<CpuUsage> {
         lcores.sort_unstable();
         CpuUsage { proc_type: "vf", client_id: Some(vf.id), master_lcore: vf.master, lcores }
     });
-    [primary].into_iter().chain(vfs).collect()
+    let mirror = mirror_process(topology).map(|id| {
+        let mut lcores: Vec<usize> = topology.mirrors().iter().map(|mirror| mirror.component.core).collect();
+        lcores.push(master);
+        lcores.sort_unstable();
+        CpuUsage { proc_type: "mirror", client_id: Some(id), master_lcore: master, lcores }
+    });
+    [primary].into_iter().chain(vfs).chain(mirror).collect()
 }
 
 /// One socket of `GET /v1/cpu_layout`.
@@ -358,7 +410,8 @@ impl PrimaryJson {
 
 /// Drops at the components that send to a port.
 fn drops_into(status: &NodeStatus, port: &str) -> u64 {
-    let components = status.vfs.iter().flat_map(|vf| &vf.components);
+    let mirrors = status.mirrors.iter().map(|mirror| &mirror.component);
+    let components = status.vfs.iter().flat_map(|vf| &vf.components).chain(mirrors);
     let edges = components.flat_map(|component| &component.tx).filter(|edge| edge.port == port);
     edges.map(|edge| edge.counters.total_drops()).sum()
 }

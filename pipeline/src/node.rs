@@ -178,7 +178,7 @@ impl Node {
     pub fn unplug(&mut self, vhost: u32) -> Result<(), NodeError> {
         let was_plugged = self.topology.plugs().contains_key(&vhost);
         for tap in self.taps().into_iter().filter(|tap| tap.involves(vhost)) {
-            self.untap(&tap)?;
+            self.untap(tap.mirror)?;
         }
         self.edit(|topology| topology.unplug(vhost))?;
         if was_plugged {

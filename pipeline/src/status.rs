@@ -16,7 +16,7 @@ use crate::config::Form;
 use crate::cores::CoreMask;
 use crate::names::ComponentKind;
 use crate::plan::VlanOp;
-use crate::topology::Way;
+use crate::topology::Tap;
 
 /// A node at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -241,20 +241,9 @@ pub struct MirrorStatus {
     /// Its number in the configuration.
     pub id: u32,
     /// What it is used for.
-    pub tap: Option<TapStatus>,
+    pub tap: Option<Tap>,
     /// What passed it.
     pub component: ComponentStatus,
-}
-
-/// A tap, as one of its mirrors sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapStatus {
-    /// The vhost whose packets are mirrored.
-    pub source: u32,
-    /// The vhost whose guest gets the copies.
-    pub dest: u32,
-    /// Whether those to the source's guest, or those from it.
-    pub way: Way,
 }
 
 /// A ring between components.

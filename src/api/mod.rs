@@ -79,6 +79,7 @@ impl Api {
             .route("/v1/vfs/{id}/components/{name}", delete(vf::stop_component))
             .route("/v1/vfs/{id}/components/{name}/ports", put(vf::change_port))
             .route("/v1/vfs/{id}/classifier_table", put(vf::change_table))
+            .route("/v1/mirrors/{id}", get(vf::mirrors).fallback(vf::no_such_process))
             .route("/v1/{kind}/{id}", any(vf::no_such_process))
             .route("/v1/{kind}/{id}/{*rest}", any(vf::no_such_process))
             .route("/v1/node", get(node::status))

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use spp_pipeline::compat::VfJson;
+use spp_pipeline::compat::{MirrorJson, VfJson};
 use spp_pipeline::node::{Node, NodeError};
 
 use super::Api;
@@ -109,7 +109,20 @@ pub async fn change_table(
     .await
 }
 
-/// Processes of other types (`nfvs`, `mirrors`, `pcaps`): a node has none.
+/// `GET /v1/mirrors/{id}`
+pub async fn mirrors(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> ApiResult<Json<MirrorJson>> {
+    let number = parse_id(&id, &uri)?;
+    let unknown = || ApiError::no_process(&number.to_string());
+    let id = u32::try_from(number).map_err(|_| unknown())?;
+    let mirrors = api.call(move |node| MirrorJson::new(node.topology(), id)).await?;
+    mirrors.map(Json).ok_or_else(unknown)
+}
+
+/// Processes of other types (`nfvs`, `pcaps`), of which a node has none, and commands to mirrors, which only taps wire.
 pub async fn no_such_process(uri: Uri) -> ApiError {
     let mut parts = uri.path().split('/').skip(2);
     let (kind, id) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());

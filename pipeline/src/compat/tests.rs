@@ -2,7 +2,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::NodeConfig;
-use crate::topology::{Direction, parse_dst};
+use crate::topology::{Direction, Plug, Stage, Tap, Way, parse_dst};
+use spp_drivers::MacAddr;
 
 /// A vf without components on cores 1 (master), 2 and 3, with 4 vhosts.
 fn empty_vf() -> Topology {
@@ -107,4 +108,49 @@ fn cleared_counters_start_from_zero() {
     assert_eq!((now.ring_ports[0].tx, now.phy_ports[0].rx), (3, 3));
     let text = serde_json::to_string(&now).unwrap();
     assert!(text.starts_with(r#"{"master-lcore":0,"lcores":[0],"phy_ports":[{"id":0,"eth":"","rx":3,"tx":0,"tx_drop":0,"nof_queues":{"rx":1,"tx":1},"flow":[]}],"ring_ports":[{"id":0,"rx":3,"rx_drop":0"#), "{text}");
+}
+
+#[test]
+fn mirrors_are_one_process_behind_the_vfs_and_show_what_a_tap_wires() {
+    let json = br#"{"vf": [{"num_vhost": 2, "pci_address": "00:04.0", "physical_network": "p", "core_mask": "0xfe"}],
+        "mirror": [{"core": 16, "ports": ["ring:4", "ring:5"]}, {"core": 17, "ports": ["ring:6", "ring:7"]}]}"#;
+    let mut topology = Topology::from_config(&NodeConfig::parse(json).unwrap(), true).unwrap();
+    assert_eq!(
+        serde_json::to_string(&processes(&topology)).unwrap(),
+        r#"[{"type":"primary"},{"type":"vf","client-id":1},{"type":"mirror","client-id":2}]"#
+    );
+    assert_eq!(cpu_usage(&topology)[2].lcores, [1, 16, 17]);
+    assert_eq!((MirrorJson::new(&topology, 1), VfJson::new(&topology, 2)), (None, None));
+    assert_eq!(
+        serde_json::to_string(&MirrorJson::new(&topology, 2).unwrap()).unwrap(),
+        concat!(
+            r#"{"client-id":2,"ports":["phy:0"],"master-lcore":1,"components":["#,
+            r#"{"core":16,"name":"mirror_0","type":"mirror","rx_port":[],"tx_port":[]},"#,
+            r#"{"core":17,"name":"mirror_1","type":"mirror","rx_port":[],"tx_port":[]}]}"#
+        )
+    );
+    for vhost in [0, 1] {
+        let plug = Plug { vhost, mac: MacAddr([2, 0, 0, 0, 0, vhost as u8]), vlan: None };
+        topology.plug(&plug).unwrap();
+    }
+    topology.tap(&Tap { mirror: 0, way: Way::In, source: 0, dest: 1 }).unwrap();
+    topology.set_tap_stage(0, Stage::On);
+    let mirror = MirrorJson::new(&topology, 2).unwrap();
+    let names = |ports: &Option<Vec<PortJson>>| -> Vec<String> {
+        ports.iter().flatten().map(|port| port.port.to_string()).collect()
+    };
+    let c = &mirror.components[0];
+    assert_eq!(
+        (names(&c.rx_port), names(&c.tx_port)),
+        (vec!["ring:0".into()], vec!["ring:5".into(), "ring:4".into()])
+    );
+    let vf = VfJson::new(&topology, 1).unwrap();
+    let named = |name: &str| vf.components.iter().find(|c| c.name.as_deref() == Some(name)).unwrap().clone();
+    assert_eq!(names(&named("forward_0_tx").rx_port), ["ring:5"]);
+    let watcher = named("forward_1_tx");
+    assert_eq!(
+        (watcher.kind, names(&watcher.rx_port)),
+        ("merge", vec!["ring:2".to_owned(), "ring:4".to_owned()])
+    );
+    assert!(vf.ports.contains(&PortName::Ring(4)));
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{MirrorConfig, NodeConfig};
-use crate::topology::{Plug, Stage, Tap};
+use crate::topology::{Plug, Stage, Tap, Way};
 use spp_drivers::MacAddr;
 
 fn topology() -> Topology {
@@ -109,17 +109,17 @@ fn tap_puts_a_mirror_in_front_of_the_forwarder_without_stopping_it() {
         topology.plug(&plug(vhost, Some(100))).unwrap();
     }
     let before = wiring(&topology);
-    let tap = Tap { source: 0, dest: 3, mirror_in: Some(0), mirror_out: None };
+    let tap = Tap { mirror: 0, way: Way::In, source: 0, dest: 3 };
     topology.tap(&tap).unwrap();
     let open = wiring(&topology);
     assert_eq!(ports(&open, 2), pair("ring:9 ring:0", "vhost:0"));
     assert_eq!(ports(&open, 12), pair("ring:6 ring:8", "vhost:3"));
     assert_eq!(open.on(20), []);
-    topology.set_tap_stage(&tap, Stage::On);
+    topology.set_tap_stage(0, Stage::On);
     let on = wiring(&topology);
     assert_eq!(ports(&on, 2), pair("ring:9", "vhost:0"));
     assert_eq!(ports(&on, 20), pair("ring:0", "ring:9 ring:8"));
-    topology.set_tap_stage(&tap, Stage::Draining);
+    topology.set_tap_stage(0, Stage::Draining);
     let draining = wiring(&topology);
     assert_eq!(
         (ports(&draining, 20), ports(&draining, 2)),
@@ -135,7 +135,7 @@ fn tap_puts_a_mirror_in_front_of_the_forwarder_without_stopping_it() {
             assert!(!step.take.contains(&(Direction::Tx, PortName::Vhost(0))));
         }
     }
-    topology.untap(&tap);
+    topology.untap(0);
     assert_eq!(wiring(&topology), before);
 }
 
@@ -146,11 +146,9 @@ fn taps_of_both_ways_and_on_top_of_each_other_leave_nothing_behind() {
         topology.plug(&plug(vhost, Some(100))).unwrap();
     }
     let before = wiring(&topology);
-    let both = Tap { source: 0, dest: 3, mirror_in: Some(0), mirror_out: Some(1) };
-    let second = Tap { source: 0, dest: 1, mirror_in: None, mirror_out: Some(2) };
-    for tap in [both, second] {
-        topology.tap(&tap).unwrap();
-        topology.set_tap_stage(&tap, Stage::On);
+    for (mirror, way, dest) in [(0, Way::In, 3), (1, Way::Out, 3), (2, Way::Out, 1)] {
+        topology.tap(&Tap { mirror, way, source: 0, dest }).unwrap();
+        topology.set_tap_stage(mirror, Stage::On);
     }
     let on = wiring(&topology);
     assert_eq!(ports(&on, 3), pair("ring:13", "ring:1"));
@@ -159,7 +157,8 @@ fn taps_of_both_ways_and_on_top_of_each_other_leave_nothing_behind() {
     assert_eq!(mirrors, ["vhost:0", "ring:11"], "the second watches what the first passes on");
     // A plug with another VLAN keeps the taps; the first one goes, the second stays.
     topology.plug(&plug(0, Some(200))).unwrap();
-    topology.untap(&both);
+    topology.untap(0);
+    topology.untap(1);
     assert_eq!(ports(&wiring(&topology), 21), pair("vhost:0", "ring:13 ring:12"));
     topology.plug(&plug(0, Some(100))).unwrap();
     topology.unplug(1).unwrap();
@@ -173,28 +172,26 @@ fn taps_that_cannot_be_are_refused_in_words() {
     for vhost in 0..3 {
         topology.plug(&plug(vhost, None)).unwrap();
     }
-    let good = Tap { source: 0, dest: 1, mirror_in: Some(0), mirror_out: None };
+    let good = Tap { mirror: 0, way: Way::In, source: 0, dest: 1 };
     topology.tap(&good).unwrap();
     topology.tap(&good).unwrap();
-    let before = topology.clone();
+    let free = Tap { mirror: 1, ..good };
     for (tap, words) in [
-        (Tap { dest: 3, mirror_in: Some(1), ..good }, "vhost:3 is not plugged"),
-        (Tap { dest: 9, mirror_in: Some(1), ..good }, "no vhost:9"),
-        (Tap { dest: 0, mirror_in: Some(1), ..good }, "can't watch itself"),
-        (Tap { mirror_in: None, ..good }, "needs a mirror"),
-        (Tap { mirror_in: Some(1), mirror_out: Some(1), ..good }, "needs a mirror for each way"),
-        (Tap { mirror_in: Some(3), ..good }, "there is no mirror 3"),
-        (Tap { source: 2, ..good }, "mirror 0 is in use: vhost 0 to vhost 1"),
+        (Tap { dest: 3, ..free }, "vhost:3 is not plugged"),
+        (Tap { dest: 9, ..free }, "no vhost:9"),
+        (Tap { dest: 0, ..free }, "can't watch itself"),
+        (Tap { mirror: 3, ..good }, "there is no mirror 3"),
+        (Tap { source: 2, ..good }, "mirror 0 is in use (mirror 0: packets to vhost:0 also to vhost:1)"),
     ] {
         let error = topology.tap(&tap).unwrap_err();
         assert!(error.what.contains(words), "{error}");
     }
     topology.component_stop(1, "forward_1_tx").unwrap();
-    let error = topology.tap(&Tap { source: 1, dest: 2, mirror_in: Some(1), mirror_out: None }).unwrap_err();
-    assert!(error.what.contains("forward or merge"), "{error}");
+    let error = topology.tap(&Tap { source: 1, dest: 2, ..free }).unwrap_err();
+    assert!(error.what.contains("no forward or merge component sends to vhost:1"), "{error}");
     let ring = topology.port_attach(1, "merger", PortName::Ring(9), Direction::Rx, VlanOp::None).unwrap_err();
     assert!(ring.what.contains("set aside for mirror 0"), "{ring}");
-    assert_eq!(before.taps(), topology.taps());
+    assert_eq!(topology.taps().len(), 1);
 }
 
 #[test]
@@ -234,7 +231,7 @@ enum Edit {
     Plug(Plug),
     Unplug(u32),
     Tap(Tap, u8),
-    Untap(Tap),
+    Untap(u32),
     NicDown(u32),
     NicUp(u32),
 }
@@ -269,13 +266,8 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn tap() -> impl Strategy<Value = Tap> {
-    let mirror = || proptest::option::of(0..4u32);
-    (0..5u32, 0..5u32, mirror(), mirror()).prop_map(|(source, dest, mirror_in, mirror_out)| Tap {
-        source,
-        dest,
-        mirror_in,
-        mirror_out,
-    })
+    let way = prop_oneof![Just(Way::In), Just(Way::Out)];
+    (0..4u32, way, 0..5u32, 0..5u32).prop_map(|(mirror, way, source, dest)| Tap { mirror, way, source, dest })
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
@@ -290,7 +282,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         2 => (0..5u32, proptest::option::of(0..3u16)).prop_map(|(v, vlan)| Edit::Plug(plug(v, vlan))),
         1 => (0..5u32).prop_map(Edit::Unplug),
         3 => (tap(), 0..3u8).prop_map(|(tap, stage)| Edit::Tap(tap, stage)),
-        1 => tap().prop_map(Edit::Untap),
+        1 => (0..3u32).prop_map(Edit::Untap),
         1 => (0..2u32).prop_map(Edit::NicDown),
         1 => (0..2u32).prop_map(Edit::NicUp),
     ]
@@ -311,10 +303,10 @@ fn edited(topology: &mut Topology, missing: &mut BTreeSet<PortName>, edit: Edit)
         Edit::Plug(plug) => topology.plug(&plug),
         Edit::Unplug(vhost) => topology.unplug(vhost),
         Edit::Tap(tap, stage) => topology.tap(&tap).map(|()| {
-            topology.set_tap_stage(&tap, [Stage::Open, Stage::On, Stage::Draining][usize::from(stage)]);
+            topology.set_tap_stage(tap.mirror, [Stage::Open, Stage::On, Stage::Draining][usize::from(stage)]);
         }),
-        Edit::Untap(tap) => {
-            topology.untap(&tap);
+        Edit::Untap(mirror) => {
+            topology.untap(mirror);
             Ok(())
         }
         Edit::NicDown(n) => {

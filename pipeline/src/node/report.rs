@@ -11,7 +11,7 @@ use crate::names::PortName;
 use crate::stats::Cycles;
 use crate::status::{
     ComponentStatus, Counters, EdgeStatus, MirrorStatus, NodeStatus, PlugStatus, PoolStatus, RingStatus,
-    TapStatus, VfStatus, VhostStatus, vlan_text,
+    VfStatus, VhostStatus, vlan_text,
 };
 use crate::topology::{Attachment, Component, ComponentId, Direction, Mirror, Topology};
 
@@ -93,7 +93,7 @@ impl Node {
     }
 
     fn mirror_status(&mut self, id: u32, mirror: &Mirror, wired: &Topology) -> MirrorStatus {
-        let tap = wired.tap_of(id).map(|(way, tap)| TapStatus { source: tap.source, dest: tap.dest, way });
+        let tap = wired.tap_of(id);
         let mut component = self.component_status(&mirror.component, wired);
         if tap.is_none() {
             "idle".clone_into(&mut component.state);

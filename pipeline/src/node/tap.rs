@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Node, NodeError};
 use crate::names::PortName;
-use crate::topology::{Stage, Tap, Way};
+use crate::topology::{Stage, Tap};
 
 /// How long packets on their way through a mirror that is taken out get to reach their guest: as long as a
 /// forwarder waits for one that takes nothing.
@@ -21,24 +21,24 @@ impl Node {
             return Ok(());
         }
         self.edit(|topology| topology.tap(tap))?;
-        if let Err(error) = self.tap_stage(tap, Stage::On) {
-            self.end_tap(tap)?;
+        if let Err(error) = self.tap_stage(tap.mirror, Stage::On) {
+            self.end_tap(tap.mirror)?;
             return Err(error);
         }
         tracing::info!(%tap, "tapped");
         Ok(())
     }
 
-    /// Ends a tap; one that is not there is fine. The tapped guest's packets go on without loss.
-    pub fn untap(&mut self, tap: &Tap) -> Result<(), NodeError> {
-        if !self.taps().contains(tap) {
+    /// Ends a mirror's tap; a mirror without one is fine. The tapped guest's packets go on without loss.
+    pub fn untap(&mut self, mirror: u32) -> Result<(), NodeError> {
+        if self.topology.tap_of(mirror).is_none() {
             return Ok(());
         }
-        self.tap_stage(tap, Stage::Draining)?;
-        self.drain(tap);
-        self.tap_stage(tap, Stage::Open)?;
-        self.end_tap(tap)?;
-        tracing::info!(%tap, "untapped");
+        self.tap_stage(mirror, Stage::Draining)?;
+        self.drain(mirror);
+        self.tap_stage(mirror, Stage::Open)?;
+        self.end_tap(mirror)?;
+        tracing::info!(mirror, "untapped");
         Ok(())
     }
 
@@ -47,38 +47,34 @@ impl Node {
         self.topology.taps().iter().map(|tapped| tapped.tap).collect()
     }
 
-    fn tap_stage(&mut self, tap: &Tap, stage: Stage) -> Result<(), NodeError> {
+    fn tap_stage(&mut self, mirror: u32, stage: Stage) -> Result<(), NodeError> {
         self.edit(|topology| {
-            topology.set_tap_stage(tap, stage);
+            topology.set_tap_stage(mirror, stage);
             Ok(())
         })
     }
 
-    fn end_tap(&mut self, tap: &Tap) -> Result<(), NodeError> {
+    fn end_tap(&mut self, mirror: u32) -> Result<(), NodeError> {
         self.edit(|topology| {
-            topology.untap(tap);
+            topology.untap(mirror);
             Ok(())
         })?;
         // Copies for the watcher may be left: the next user of the rings must not get them.
-        for (_, mirror) in tap.mirrors() {
-            self.topology.mirrors()[mirror as usize]
-                .rings
-                .into_iter()
-                .for_each(|ring| self.board.purge(ring));
-        }
+        let rings = self.topology.mirrors()[mirror as usize].rings;
+        rings.into_iter().for_each(|ring| self.board.purge(ring));
         Ok(())
     }
 
-    /// Waits until what the mirrors had taken in is with the tapped guest's forwarders.
-    fn drain(&mut self, tap: &Tap) {
+    /// Waits until what the mirror had taken in is with the tapped guest's forwarder.
+    fn drain(&mut self, mirror: u32) {
         let start = Instant::now();
-        while start.elapsed() < DRAIN && tap.mirrors().any(|used| self.holds_packets(used)) {
+        while start.elapsed() < DRAIN && self.holds_packets(mirror) {
             self.board.tick();
             std::thread::sleep(DRAIN_LOOK);
         }
     }
 
-    fn holds_packets(&mut self, (_, mirror): (Way, u32)) -> bool {
+    fn holds_packets(&mut self, mirror: u32) -> bool {
         let mirror = &self.topology.mirrors()[mirror as usize];
         let (id, back) = (mirror.component.id, mirror.rings[1]);
         // The mirror first: what it no longer holds is in the ring, or through it.
@@ -90,7 +86,7 @@ impl Node {
         let PortName::Ring(number) = ring else { return 0 };
         let Some(counters) = self.rings.get(number as usize) else { return 0 };
         // Taken out first: what goes in between the two reads must not make the depth negative.
-        let out = counters.rx.packets.get() + counters.rx.snapshot().total_drops();
+        let out = counters.rx.packets.get();
         counters.tx.packets.get().saturating_sub(out)
     }
 }

@@ -4,7 +4,7 @@
 //! works out what that makes of the wiring. So plugs, taps and edits of components come and go in any order, and
 //! taking a tap away leaves exactly what would be there without it.
 //!
-//! A tap uses one mirror of the configuration for each way, and that mirror's two rings: `a`, the first, leads to the
+//! A tap uses one mirror of the configuration, and that mirror's two rings: `a`, the first, leads to the
 //! guest that watches, `b` to where the packets would have gone. The mirror is put in front of the forwarder, whose
 //! other end stays as it is:
 //!
@@ -21,24 +21,24 @@ use super::{Attachment, Component, ComponentId, Direction, EditError, Topology};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 
-/// What is mirrored where. Either way, or both, each through a mirror of its own.
+/// What is mirrored where. To watch a guest both ways takes two taps, each with a mirror of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tap {
+    /// The mirror that does it: its number in the configuration.
+    pub mirror: u32,
+    /// Which packets.
+    pub way: Way,
     /// The vhost whose packets are mirrored.
     pub source: u32,
     /// The vhost whose guest gets the copies.
     pub dest: u32,
-    /// The mirror for packets to the source's guest: its number in the configuration.
-    pub mirror_in: Option<u32>,
-    /// The mirror for packets from the source's guest.
-    pub mirror_out: Option<u32>,
 }
 
 impl std::fmt::Display for Tap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "vhost {} to vhost {}", self.source, self.dest)?;
-        self.mirror_in.map_or(Ok(()), |mirror| write!(f, ", in by mirror {mirror}"))?;
-        self.mirror_out.map_or(Ok(()), |mirror| write!(f, ", out by mirror {mirror}"))
+        let Tap { mirror, source, dest, .. } = self;
+        let way = if self.way == Way::In { "to" } else { "from" };
+        write!(f, "mirror {mirror}: packets {way} vhost:{source} also to vhost:{dest}")
     }
 }
 
@@ -53,12 +53,6 @@ pub enum Way {
 }
 
 impl Tap {
-    /// Its mirrors and what each is for.
-    pub fn mirrors(&self) -> impl Iterator<Item = (Way, u32)> {
-        let (way_in, way_out) = (self.mirror_in, self.mirror_out);
-        way_in.map(|mirror| (Way::In, mirror)).into_iter().chain(way_out.map(|mirror| (Way::Out, mirror)))
-    }
-
     /// True when this vhost is one of its two.
     pub fn involves(&self, vhost: u32) -> bool {
         self.source == vhost || self.dest == vhost
@@ -114,65 +108,63 @@ impl Topology {
         &self.taps
     }
 
-    /// The tap that uses a mirror, and for which way.
-    pub fn tap_of(&self, mirror: u32) -> Option<(Way, Tap)> {
-        let uses = self.taps.iter().flat_map(|tapped| tapped.tap.mirrors().map(|used| (used, tapped.tap)));
-        uses.into_iter().find(|((_, used), _)| *used == mirror).map(|((way, _), tap)| (way, tap))
+    /// The tap that uses a mirror.
+    pub fn tap_of(&self, mirror: u32) -> Option<Tap> {
+        self.taps.iter().map(|tapped| tapped.tap).find(|tap| tap.mirror == mirror)
     }
 
     /// Adds a tap, in its first stage. The same one again changes nothing.
     pub fn tap(&mut self, tap: &Tap) -> Result<(), EditError> {
-        if self.taps.iter().any(|tapped| tapped.tap == *tap) {
-            return Ok(());
+        if self.tap_of(tap.mirror) != Some(*tap) {
+            self.check_tap(tap)?;
+            self.taps.push(Tapped { tap: *tap, stage: Stage::Open });
         }
-        self.check_tap(tap)?;
-        self.taps.push(Tapped { tap: *tap, stage: Stage::Open });
         Ok(())
     }
 
-    /// Moves a tap on to another stage; one that is not there is fine.
-    pub fn set_tap_stage(&mut self, tap: &Tap, stage: Stage) {
-        self.taps.iter_mut().filter(|tapped| tapped.tap == *tap).for_each(|tapped| tapped.stage = stage);
+    /// Moves a mirror's tap on to another stage; none is fine.
+    pub fn set_tap_stage(&mut self, mirror: u32, stage: Stage) {
+        let mut taps = self.taps.iter_mut();
+        if let Some(tapped) = taps.find(|tapped| tapped.tap.mirror == mirror) {
+            tapped.stage = stage;
+        }
     }
 
-    /// Removes a tap; one that is not there is fine.
-    pub fn untap(&mut self, tap: &Tap) {
-        self.taps.retain(|tapped| tapped.tap != *tap);
+    /// Removes a mirror's tap; none is fine.
+    pub fn untap(&mut self, mirror: u32) {
+        self.taps.retain(|tapped| tapped.tap.mirror != mirror);
     }
 
     fn check_tap(&self, tap: &Tap) -> Result<(), EditError> {
         let refused = |what: String| Err(EditError::value("tap", what));
-        for vhost in [tap.source, tap.dest] {
+        let Tap { mirror, way, source, dest } = *tap;
+        for vhost in [source, dest] {
             self.check_vhost(vhost)?;
             if self.gate_unplugged && !self.plugs.contains_key(&vhost) {
                 return refused(format!("vhost:{vhost} is not plugged"));
             }
         }
-        if tap.source == tap.dest {
-            return refused(format!("vhost:{} can't watch itself", tap.source));
+        if source == dest {
+            return refused(format!("vhost:{source} can't watch itself"));
         }
-        if tap.mirrors().next().is_none() || tap.mirror_in == tap.mirror_out {
-            return refused("a tap needs a mirror for each way".to_owned());
+        let n_mirrors = self.mirrors.len();
+        if mirror as usize >= n_mirrors {
+            return refused(format!(
+                "there is no mirror {mirror}: the configuration has {n_mirrors}, numbered from 0"
+            ));
         }
-        for (way, mirror) in tap.mirrors() {
-            if mirror as usize >= self.mirrors.len() {
-                let n = self.mirrors.len();
+        if let Some(other) = self.tap_of(mirror) {
+            return refused(format!("mirror {mirror} is in use ({other})"));
+        }
+        for (way, vhost) in [(way, source), (Way::In, dest)] {
+            if self.forwarder(way, vhost).is_none() {
+                let side = if way == Way::In { "sends to" } else { "receives from" };
                 return refused(format!(
-                    "there is no mirror {mirror}: the configuration has {n}, numbered from 0"
+                    "no forward or merge component {side} vhost:{vhost}: it can't have a tap"
                 ));
             }
-            if let Some((_, other)) = self.tap_of(mirror) {
-                return refused(format!("mirror {mirror} is in use: {other}"));
-            }
-            if self.forwarder(way, tap.source).is_none() {
-                let what = "is not sent to, or received from, by a forward or merge component";
-                return refused(format!("vhost:{} {what}: it can't be mirrored", tap.source));
-            }
         }
-        match self.forwarder(Way::In, tap.dest) {
-            Some(_) => Ok(()),
-            None => refused(format!("vhost:{} is not sent to by a forward or merge component", tap.dest)),
-        }
+        Ok(())
     }
 
     /// The component between a vhost and the rest of the node, if it is one that can take from several ports.
@@ -189,13 +181,11 @@ impl Topology {
     pub(super) fn put_taps_in(&mut self) {
         let mut ways = BTreeMap::new();
         for Tapped { tap, stage } in self.taps.clone() {
-            for (way, mirror) in tap.mirrors() {
-                let found = ways.get(&(tap.source, way)).cloned().or_else(|| self.own_way(way, tap.source));
-                let watcher = self.forwarder(Way::In, tap.dest).map(|component| component.id);
-                if let (Some(own), Some(watcher)) = (found, watcher) {
-                    let own = self.put_mirror_in(mirror as usize, own, watcher, stage);
-                    ways.insert((tap.source, way), own);
-                }
+            let key = (tap.source, tap.way);
+            let found = ways.get(&key).cloned().or_else(|| self.own_way(tap.way, tap.source));
+            let watcher = self.forwarder(Way::In, tap.dest).map(|component| component.id);
+            if let (Some(own), Some(watcher)) = (found, watcher) {
+                ways.insert(key, self.put_mirror_in(tap.mirror as usize, own, watcher, stage));
             }
         }
     }

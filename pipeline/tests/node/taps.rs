@@ -3,7 +3,7 @@
 use spp_pipeline::config::{MirrorConfig, NodeConfig};
 use spp_pipeline::names::PortName;
 use spp_pipeline::node::Node;
-use spp_pipeline::topology::Tap;
+use spp_pipeline::topology::{Tap, Way};
 use spp_vhost::guest::Guest;
 
 use crate::support::*;
@@ -16,9 +16,11 @@ fn node(site: &Site) -> Node {
     Node::start(config, site.options()).unwrap()
 }
 
-const IN: Tap = Tap { source: 0, dest: 1, mirror_in: Some(0), mirror_out: None };
-const OUT: Tap = Tap { source: 0, dest: 1, mirror_in: None, mirror_out: Some(0) };
-const BOTH: Tap = Tap { source: 0, dest: 1, mirror_in: Some(1), mirror_out: Some(0) };
+const IN: Tap = Tap { mirror: 1, way: Way::In, source: 0, dest: 1 };
+const OUT: Tap = Tap { mirror: 0, way: Way::Out, source: 0, dest: 1 };
+
+/// One way, the other, both.
+const CASES: [&[Tap]; 3] = [&[IN], &[OUT], &[IN, OUT]];
 
 struct Lab {
     node: Node,
@@ -36,6 +38,14 @@ impl Lab {
         node.plug(&plug(1, None)).unwrap();
         let (wire, vm, watcher) = (site.wire("wire0"), site.guest(&mut node, 0), site.guest(&mut node, 1));
         Lab { node, wire, vm, watcher, site }
+    }
+
+    fn tap(&mut self, taps: &[Tap]) {
+        taps.iter().for_each(|tap| self.node.tap(tap).unwrap());
+    }
+
+    fn untap(&mut self, taps: &[Tap]) {
+        taps.iter().for_each(|tap| self.node.untap(tap.mirror).unwrap());
     }
 
     /// Frames both ways, one at a time; `seen` says which of them the watcher gets.
@@ -59,14 +69,14 @@ impl Lab {
 fn watcher_gets_what_is_tapped_and_nothing_before_and_after() {
     for vlan in [None, Some(100)] {
         let mut lab = Lab::new(vlan);
-        for (tap, seen) in [(IN, [true, false]), (OUT, [false, true]), (BOTH, [true, true])] {
+        for (taps, seen) in CASES.into_iter().zip([[true, false], [false, true], [true, true]]) {
             lab.ping(vlan, 0..10, [false; 2]);
-            lab.node.tap(&tap).unwrap();
-            lab.node.tap(&tap).unwrap();
-            assert_eq!(lab.node.taps(), [tap]);
+            lab.tap(taps);
+            lab.tap(taps);
+            assert_eq!(lab.node.taps(), taps);
             lab.ping(vlan, 10..40, seen);
-            lab.node.untap(&tap).unwrap();
-            lab.node.untap(&tap).unwrap();
+            lab.untap(taps);
+            lab.untap(taps);
             lab.ping(vlan, 40..50, [false; 2]);
             assert_silent(&mut lab.watcher);
             assert!(lab.node.taps().is_empty());
@@ -80,14 +90,14 @@ fn frames_on_their_way_are_neither_lost_nor_reordered_while_taps_come_and_go() {
     let mut next = 0;
     let mut drained = Vec::new();
     for round in 0..30 {
-        let tap = [IN, OUT, BOTH][round % 3];
+        let taps = CASES[round % 3];
         let ids = next..next + 120;
         for id in ids.clone() {
             send(&mut lab.wire, &frame(mac(0), Some(100), id));
             send(&mut lab.vm, &frame(mac(0xee), None, id));
             match id - next {
-                40 => lab.node.tap(&tap).unwrap(),
-                80 => lab.node.untap(&tap).unwrap(),
+                40 => lab.tap(taps),
+                80 => lab.untap(taps),
                 _ => {}
             }
         }
@@ -103,7 +113,7 @@ fn frames_on_their_way_are_neither_lost_nor_reordered_while_taps_come_and_go() {
 #[test]
 fn watcher_that_takes_nothing_costs_the_watched_guest_nothing() {
     let mut lab = Lab::new(None);
-    lab.node.tap(&BOTH).unwrap();
+    lab.tap(&[IN, OUT]);
     // Far more than the rings and the watcher's queue hold; nobody reads there.
     for id in 0..6000u32 {
         send(&mut lab.wire, &frame(mac(0), None, id));
@@ -126,7 +136,7 @@ fn watcher_that_takes_nothing_costs_the_watched_guest_nothing() {
 fn unplug_of_either_port_ends_the_tap_and_frees_its_mirrors() {
     for gone in [0, 1] {
         let mut lab = Lab::new(Some(100));
-        lab.node.tap(&BOTH).unwrap();
+        lab.tap(&[IN, OUT]);
         lab.ping(Some(100), 0..5, [true; 2]);
         lab.node.unplug(gone).unwrap();
         assert!(lab.node.taps().is_empty());
@@ -137,7 +147,7 @@ fn unplug_of_either_port_ends_the_tap_and_frees_its_mirrors() {
             assert_eq!(receive_id(&mut lab.watcher), (None, 7), "the watcher has its own traffic");
         }
         lab.node.plug(&plug(gone, if gone == 0 { Some(100) } else { None })).unwrap();
-        lab.node.tap(&IN).unwrap();
+        lab.tap(&[IN]);
         lab.ping(Some(100), 10..20, [true, false]);
     }
 }
@@ -145,7 +155,7 @@ fn unplug_of_either_port_ends_the_tap_and_frees_its_mirrors() {
 #[test]
 fn replug_of_the_watched_port_keeps_its_tap() {
     let mut lab = Lab::new(Some(100));
-    lab.node.tap(&BOTH).unwrap();
+    lab.tap(&[IN, OUT]);
     lab.node.plug(&plug(0, Some(200))).unwrap();
     lab.ping(Some(200), 0..10, [true; 2]);
 }
@@ -155,14 +165,12 @@ fn two_taps_of_one_port_see_the_same_and_one_can_go() {
     let mut lab = Lab::new(None);
     lab.node.plug(&plug(2, None)).unwrap();
     let mut second = lab.site.guest(&mut lab.node, 2);
-    let other = Tap { source: 0, dest: 2, mirror_in: None, mirror_out: Some(1) };
-    lab.node.tap(&OUT).unwrap();
-    lab.node.tap(&other).unwrap();
+    lab.tap(&[OUT, Tap { mirror: 1, dest: 2, ..OUT }]);
     lab.ping(None, 0..20, [false, true]);
     for id in 0..20 {
         assert_eq!(receive_id(&mut second), (None, id + 1000));
     }
-    lab.node.untap(&OUT).unwrap();
+    lab.untap(&[OUT]);
     lab.ping(None, 20..40, [false, false]);
     for id in 20..40 {
         assert_eq!(receive_id(&mut second), (None, id + 1000));
@@ -173,13 +181,13 @@ fn two_taps_of_one_port_see_the_same_and_one_can_go() {
 fn taps_leave_every_buffer_in_its_place() {
     let mut lab = Lab::new(Some(100));
     for round in 0..20 {
-        let tap = [IN, OUT, BOTH][round % 3];
-        lab.node.tap(&tap).unwrap();
+        let taps = CASES[round % 3];
+        lab.tap(taps);
         for id in 0..100 {
             send(&mut lab.wire, &frame(mac(0), Some(100), id));
             send(&mut lab.vm, &frame(mac(0xee), None, id));
         }
-        lab.node.untap(&tap).unwrap();
+        lab.untap(taps);
         for id in 0..100 {
             assert_eq!(receive_id(&mut lab.vm), (None, id));
             assert_eq!(receive_id(&mut lab.wire), (Some(100), id));
@@ -197,12 +205,12 @@ fn status_shows_what_each_mirror_is_used_for() {
     assert_eq!(idle.mirrors.len(), 2);
     assert!(idle.mirrors.iter().all(|mirror| mirror.tap.is_none() && mirror.component.state == "idle"));
     assert!(idle.warnings.is_empty(), "{:?}", idle.warnings);
-    lab.node.tap(&OUT).unwrap();
+    lab.tap(&[OUT]);
     lab.ping(None, 0..10, [false, true]);
     let status = lab.node.status();
     let mirror = &status.mirrors[0];
-    let tap = mirror.tap.unwrap();
-    assert_eq!((tap.source, tap.dest, serde_json::to_value(tap.way).unwrap()), (0, 1, "out".into()));
+    assert_eq!(mirror.tap, Some(OUT));
+    assert_eq!(serde_json::to_value(OUT.way).unwrap(), "out");
     let c = &mirror.component;
     assert_eq!((c.name.as_str(), c.core, c.state.as_str()), ("mirror_0", 16, "running"));
     assert_eq!((c.rx_packets, c.copies, c.tx_packets), (10, 10, 20));
