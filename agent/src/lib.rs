@@ -1,8 +1,8 @@
 //! The agent: wires a node from etcd.
 //!
 //! The control node (neutron's SPP mechanism driver) writes what it wants of this host into etcd;
-//! [`run`] reads it, plugs and unplugs a [`DataPlane`], and answers. [`reconcile`] decides, sans-IO;
-//! [`agent`] carries out; [`keys`] has every key; [`link`] and [`connect`] talk to etcd;
+//! [`run`] reads it, plugs and unplugs a [`DataPlane`], and answers. [`reconcile`] decides and
+//! [`machine`] goes about it, both sans-IO; [`agent`] carries out; [`keys`] has every key; [`link`] and [`connect`] talk to etcd;
 //! [`configuration`] serves `spp run` before there is a node, and `spp config`.
 #![forbid(unsafe_code)]
 
@@ -10,8 +10,10 @@ pub mod agent;
 pub mod configuration;
 pub mod connect;
 pub mod dataplane;
+mod journal;
 pub mod keys;
 pub mod link;
+pub mod machine;
 pub mod reconcile;
 pub mod schedule;
 #[cfg(test)]

@@ -97,6 +97,16 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The transaction it is; None: it is a call into the node.
+    pub fn txn(&self) -> Option<&KeyTxn> {
+        match self {
+            Action::PutUp { txn, .. } | Action::Clean { txn, .. } | Action::Release { txn, .. } => Some(txn),
+            Action::Wire { .. } | Action::Unwire { .. } => None,
+        }
+    }
+}
+
 /// What to do now, when to look again if nothing happens before, and how all ports stand.
 #[derive(Debug, Default)]
 pub struct Plan {

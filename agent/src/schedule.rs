@@ -73,6 +73,12 @@ impl Backoff {
         pause - (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 
+    /// A pause anywhere up to the next one: clients that all lost the same server in the same instant
+    /// come back evenly spread. `random` is any number.
+    pub fn random_pause(&mut self, random: u32) -> Duration {
+        self.pause().mul_f64(f64::from(random) / f64::from(u32::MAX))
+    }
+
     /// It worked: start over.
     pub fn reset(&mut self) {
         self.n_tries = 0;

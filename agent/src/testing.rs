@@ -30,17 +30,21 @@ pub fn plug(vhost: u32, mac_last: u8, vlan: Option<u16>) -> Plug {
 }
 
 /// The keys of one host, with etcd's revisions and a log of changes.
+#[derive(Clone)]
 pub struct Store {
     keys: BTreeMap<Key, (Vec<u8>, i64)>,
     pub revision: i64,
     pub cluster_id: u64,
     pub log: Vec<Change>,
+    /// Revisions up to this one can no longer be watched.
+    pub compacted: i64,
 }
 
 impl Store {
     /// As `spp config put` leaves it.
     pub fn new() -> Store {
-        let mut store = Store { keys: BTreeMap::new(), revision: 1, cluster_id: 1, log: Vec::new() };
+        let mut store =
+            Store { keys: BTreeMap::new(), revision: 1, cluster_id: 1, log: Vec::new(), compacted: 0 };
         store.put(Key::Configuration, "[]");
         for vhost in layout().into_keys() {
             store.put(Key::Vhost(slot(vhost)), FREE);
@@ -71,7 +75,7 @@ impl Store {
     }
 
     pub fn get(&self, key: &Key) -> Option<&str> {
-        self.keys.get(key).map(|(value, _)| std::str::from_utf8(value).unwrap())
+        self.keys.get(key).and_then(|(value, _)| std::str::from_utf8(value).ok())
     }
 
     pub fn listing(&self) -> Listing {
@@ -88,14 +92,18 @@ impl Store {
         }
     }
 
-    /// Carries a transaction out. The revision if it went through, else the guarded keys as they are.
-    pub fn txn(&mut self, txn: &KeyTxn) -> Result<i64, Vec<Change>> {
-        let holds = |guard: &Guard| match guard {
+    /// Do all guards hold?
+    pub fn allows(&self, txn: &KeyTxn) -> bool {
+        txn.guards.iter().all(|guard| match guard {
             Guard::Unchanged(key, revision) => self.keys.get(key).is_some_and(|(_, at)| at == revision),
             Guard::Absent(key) => !self.keys.contains_key(key),
             Guard::Value(key, value) => self.get(key) == Some(value),
-        };
-        if !txn.guards.iter().all(holds) {
+        })
+    }
+
+    /// Carries a transaction out. The revision if it went through, else the guarded keys as they are.
+    pub fn txn(&mut self, txn: &KeyTxn) -> Result<i64, Vec<Change>> {
+        if !self.allows(txn) {
             return Err(txn.guarded_keys().map(|key| self.read(key)).collect());
         }
         self.revision += 1;

@@ -1,0 +1,547 @@
+//! The world: one store, one node, one agent at a time, and what must hold after every step.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::dataplane::{DataPlaneError, Plug, Wiring};
+use crate::keys::{BindPort, FREE, HostKeys, Key, Name, PortId, SlotId, TapId, TapInfo, UP};
+use crate::link::{Lost, Outcome};
+use crate::machine::{Answer, Command, Machine};
+use crate::reconcile::{Action, Reconciler, Timing};
+use crate::status::StatusCell;
+use crate::testing::{N_MIRRORS, Store, layout, name, slot};
+use crate::txn::{KeyOp, KeyTxn};
+use crate::view::Change;
+
+use super::model::{Asked, NodeModel, Watcher};
+
+/// What becomes of one command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Works,
+    /// The agent crashes before the command does anything; true: its node with it.
+    CrashBefore(bool),
+    /// The command does its work, nobody is there for the answer.
+    CrashAfter(bool),
+    /// The agent crashes; its transaction is on its way and arrives some commands of the next agent later.
+    CrashInFlight,
+    /// As [`Fate::CrashBefore`] and [`Fate::CrashAfter`], and nobody starts the agent again before the
+    /// control node's next step.
+    StaysDown(bool),
+    /// The connection breaks before etcd gets it; a call into the node is refused.
+    FailsBefore,
+    /// It is done, and the answer lost; the node did it, and says it did not.
+    FailsAfter,
+}
+
+/// Every way a command can end badly.
+pub const FATES: [Fate; 9] = [
+    Fate::CrashBefore(false),
+    Fate::CrashBefore(true),
+    Fate::CrashAfter(false),
+    Fate::CrashAfter(true),
+    Fate::CrashInFlight,
+    Fate::StaysDown(false),
+    Fate::StaysDown(true),
+    Fate::FailsBefore,
+    Fate::FailsAfter,
+];
+
+/// After how many commands of its successor a dead agent's transaction arrives.
+const LATE_BY: usize = 3;
+
+/// Commands an agent may need to come to rest, for four ports and all they can go through.
+const REST_WITHIN: usize = 200;
+
+/// How long the dust settles in [`World::settle`]: all graces are up and all that was lost is listed.
+pub const SETTLE: Duration = Duration::from_secs(150);
+
+pub struct World {
+    pub now: Duration,
+    pub store: Store,
+    /// Is etcd there?
+    pub etcd_up: bool,
+    pub node: NodeModel,
+    machine: Option<Machine>,
+    n_agents: u64,
+    connected: bool,
+    watcher: Option<Watcher>,
+    pub status: StatusCell,
+    /// A dead agent's transaction, and after how many commands it arrives.
+    late: Option<(KeyTxn, usize)>,
+    /// Commands so far, in words, for the fault-free run and for the reader of a failure.
+    pub trace: Vec<Command>,
+    /// Which command is to fail how.
+    pub fates: BTreeMap<usize, Fate>,
+    /// Whose guest is behind each vhost, and all that each port ever asked for.
+    tenants: BTreeMap<u32, PortId>,
+    asked: Asked,
+    /// Nobody but drivers and agent wrote keys: no slot can change hands behind the agent's back.
+    pub honest: bool,
+    pub n_up: usize,
+    pub n_given_back: usize,
+}
+
+impl World {
+    pub fn new() -> World {
+        let mut world = World {
+            now: Duration::from_secs(1),
+            store: Store::new(),
+            etcd_up: true,
+            node: NodeModel::default(),
+            machine: None,
+            n_agents: 0,
+            connected: false,
+            watcher: None,
+            status: StatusCell::default(),
+            late: None,
+            trace: Vec::new(),
+            fates: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            asked: Asked::default(),
+            honest: true,
+            n_up: 0,
+            n_given_back: 0,
+        };
+        world.start_agent();
+        world
+    }
+
+    // The agent.
+
+    pub fn start_agent(&mut self) {
+        if self.machine.is_none() {
+            self.n_agents += 1;
+            let keys = HostKeys::new(name("spp4"));
+            let reconciler = Reconciler::new(layout(), Timing::default()).with_mirrors(N_MIRRORS);
+            self.machine = Some(Machine::new(keys, reconciler, None, self.status.clone(), self.n_agents));
+        }
+    }
+
+    pub fn crash(&mut self, node_too: bool) {
+        if node_too {
+            // Nothing is on its way for longer than a node takes to start again.
+            self.late_arrival(LATE_BY);
+        }
+        self.machine = None;
+        self.connected = false;
+        self.watcher = None;
+        if node_too {
+            self.node = NodeModel::default();
+        }
+    }
+
+    /// All connections break.
+    pub fn cut(&mut self) {
+        if std::mem::take(&mut self.connected) {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.connected = false;
+        self.watcher = None;
+        if let Some(machine) = &mut self.machine {
+            machine.lost(&Lost::WatchEnded("simulated".into()), "http://etcd".into(), self.now);
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let machine = self.machine.as_mut().expect("an agent that asked is there");
+        if let Err(lost) = machine.answered(answer, self.now) {
+            self.connected = false;
+            self.watcher = None;
+            machine.lost(&lost, "http://etcd".into(), self.now);
+        }
+    }
+
+    /// The command the agent is at; None while it is down.
+    pub fn command(&self) -> Option<Command> {
+        self.machine.as_ref().map(Machine::next)
+    }
+
+    /// Carries out the agent's next command, as it is fated. A wait takes news if there is any, else it
+    /// lasts until its end. False: the agent waits, for nothing that has happened yet, or is down.
+    pub fn step(&mut self) -> bool {
+        let Some(command) = self.command() else { return false };
+        if let Command::Wait(_) = command {
+            let ready = self.watcher.as_mut().map(|watcher| watcher.ready(&self.store)).unwrap_or_default();
+            return ready.first().is_some_and(|family| {
+                self.deliver(*family);
+                true
+            });
+        }
+        self.late_arrival(1);
+        let fate = self.fates.get(&self.trace.len()).copied().unwrap_or(Fate::Works);
+        self.trace.push(command.clone());
+        self.step_fated(command, fate);
+        self.check();
+        true
+    }
+
+    /// One change from the watch, of this family.
+    pub fn deliver(&mut self, family: u8) {
+        if let Some(change) = self.watcher.as_mut().and_then(|watcher| watcher.deliver(family)) {
+            self.answer(Answer::News(vec![change]));
+        }
+    }
+
+    /// The same, twice in one message.
+    pub fn deliver_doubled(&mut self, family: u8) {
+        if let Some(change) = self.watcher.as_mut().and_then(|watcher| watcher.deliver(family)) {
+            self.answer(Answer::News(vec![change.clone(), change]));
+        }
+    }
+
+    /// Families the watch has news of, if the agent waits for any.
+    pub fn news(&mut self) -> Vec<u8> {
+        match self.command() {
+            Some(Command::Wait(_)) => {
+                self.watcher.as_mut().map(|watcher| watcher.ready(&self.store)).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn lose_news(&mut self, family: u8) {
+        if let Some(watcher) = &mut self.watcher {
+            watcher.lose_one(family);
+        }
+    }
+
+    pub fn step_fated(&mut self, command: Command, fate: Fate) {
+        match fate {
+            Fate::Works => self.carry_out(command),
+            Fate::CrashBefore(node_too) => {
+                self.crash(node_too);
+                self.start_agent();
+            }
+            Fate::CrashAfter(node_too) => {
+                self.carry_out(command);
+                self.crash(node_too);
+                self.start_agent();
+            }
+            Fate::CrashInFlight => {
+                if let (Command::Act(action), true) = (&command, self.etcd_up) {
+                    // A call into the node ends before the next agent's first one begins.
+                    match action.txn() {
+                        Some(txn) => self.late = Some((txn.clone(), LATE_BY)),
+                        None => self.carry_out(command),
+                    }
+                }
+                self.crash(false);
+                self.start_agent();
+            }
+            Fate::StaysDown(after) => {
+                if after {
+                    self.carry_out(command);
+                }
+                self.crash(false);
+            }
+            Fate::FailsBefore => match command {
+                Command::Look => self.answer(Answer::Live(Err(DataPlaneError("no".into())))),
+                Command::Act(action) if action.txn().is_none() => {
+                    self.answer(Answer::Node(Err(DataPlaneError("no".into()))));
+                }
+                Command::Wait(_) => self.carry_out(command),
+                _ => self.lose(),
+            },
+            Fate::FailsAfter => match command {
+                Command::Act(action) => match action.txn() {
+                    Some(txn) => {
+                        drop(self.commit(txn));
+                        self.lose();
+                    }
+                    None => {
+                        let _ = self.call(&action);
+                        self.answer(Answer::Node(Err(DataPlaneError("no answer".into()))));
+                    }
+                },
+                Command::Look => self.answer(Answer::Live(Err(DataPlaneError("no answer".into())))),
+                Command::Wait(_) => self.carry_out(command),
+                _ => self.lose(),
+            },
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let to_etcd = match &command {
+            Command::Dial | Command::List | Command::Watch(_) | Command::Ping => true,
+            Command::Act(action) => action.txn().is_some(),
+            Command::Look | Command::Wait(_) => false,
+        };
+        if to_etcd && !self.etcd_up {
+            return self.lose();
+        }
+        let answer = match command {
+            Command::Dial => {
+                self.connected = true;
+                Answer::Dialled("http://etcd".into())
+            }
+            Command::List => Answer::Listed(self.store.listing()),
+            Command::Watch(revision) if revision <= self.store.compacted => return self.lose(),
+            Command::Watch(revision) => {
+                self.watcher = Some(Watcher::start(&self.store, revision));
+                Answer::Watching
+            }
+            Command::Ping => Answer::Revision(self.store.revision),
+            Command::Look => Answer::Live(Ok(self.node.wirings())),
+            Command::Act(action) => match action.txn() {
+                Some(txn) => Answer::Txn(match self.commit(txn) {
+                    Ok(revision) => Outcome::Done(revision),
+                    Err(changes) => Outcome::Changed(changes),
+                }),
+                None => Answer::Node(self.call(&action)),
+            },
+            Command::Wait(until) => {
+                self.now = self.now.max(until);
+                Answer::Woken
+            }
+        };
+        self.answer(answer);
+    }
+
+    fn call(&mut self, action: &Action) -> Result<(), DataPlaneError> {
+        match action {
+            Action::Wire { subject, wiring } => {
+                if let (true, Wiring::Plug(plug)) = (self.honest, wiring) {
+                    let holder = self.store.slot_value(plug.vhost);
+                    assert_eq!(
+                        holder,
+                        Some(subject.id().as_str()),
+                        "wired for one that does not hold the slot"
+                    );
+                }
+                self.node.wire(*wiring)
+            }
+            Action::Unwire { place, .. } => self.node.unwire(*place),
+            _ => unreachable!("a transaction"),
+        }
+    }
+
+    fn commit(&mut self, txn: &KeyTxn) -> Result<i64, Vec<Change>> {
+        if self.store.allows(txn) {
+            txn.ops.iter().for_each(|op| self.check_write(op));
+        }
+        self.store.txn(txn)
+    }
+
+    /// `n_commands` more have passed for the dead agent's transaction.
+    fn late_arrival(&mut self, n_commands: usize) {
+        match self.late.take() {
+            Some((txn, left)) if left <= n_commands => drop(self.commit(&txn)),
+            Some((txn, left)) => self.late = Some((txn, left - n_commands)),
+            None => {}
+        }
+    }
+
+    // Time.
+
+    /// The agent works until it waits for nothing that has happened.
+    pub fn pump(&mut self) {
+        for n in 0.. {
+            assert!(n < REST_WITHIN, "the agent does not come to rest: {:?}", self.tail());
+            if !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Lets `time` pass.
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        let mut n_wakes = 0;
+        loop {
+            self.pump();
+            match self.command() {
+                Some(Command::Wait(until)) if until <= end => {
+                    // The shortest period is that of the pings; pauses of all kinds are longer on the average.
+                    n_wakes += 1;
+                    assert!(n_wakes < 100 + 3 * time.as_secs() as usize, "the agent does not sleep");
+                    self.now = self.now.max(until);
+                    self.answer(Answer::Woken);
+                }
+                _ => break,
+            }
+        }
+        self.now = end;
+    }
+
+    /// All faults are over; the agent gets all the time it needs.
+    pub fn settle(&mut self) {
+        self.fates.clear();
+        self.etcd_up = true;
+        self.start_agent();
+        self.pump();
+        self.late_arrival(LATE_BY);
+        self.pass(SETTLE);
+    }
+
+    pub fn tail(&self) -> &[Command] {
+        &self.trace[self.trace.len().saturating_sub(12)..]
+    }
+
+    // The control node. Each step brings an agent back that stayed down, right after it.
+
+    pub fn take(&mut self, port: &str, vhost: u32) -> bool {
+        let taken = self.store.take(&name(port), vhost);
+        if taken {
+            self.tenants.insert(vhost, name(port));
+            // A new tenancy: what was asked in an earlier one gives no right to this vhost.
+            self.asked.plugs.entry(name(port)).or_default().retain(|plug| plug.vhost != vhost);
+        }
+        self.start_agent();
+        taken
+    }
+
+    pub fn bind(&mut self, port: &str, plug: Plug) {
+        self.asked.plugs.entry(name(port)).or_default().push(plug);
+        self.store.bind(&name(port), &plug);
+        self.start_agent();
+    }
+
+    pub fn ask(&mut self, port: &str, action: &str) {
+        self.store.ask(&name(port), action);
+        self.start_agent();
+    }
+
+    /// The driver's whole bind, the agent working between its steps.
+    pub fn bind_all(&mut self, port: &str, plug: Plug) {
+        assert!(self.take(port, plug.vhost), "vhost {} is not free", plug.vhost);
+        self.pump();
+        self.bind(port, plug);
+        self.pump();
+        self.ask(port, "plug");
+        self.pump();
+    }
+
+    /// The TaaS driver's whole tap_flow_create, the agent working between its steps. False: no mirror.
+    pub fn tap_all(&mut self, tap: &str, ends: (&str, &str), mirrors: [Option<u32>; 2]) -> bool {
+        for mirror in mirrors.into_iter().flatten() {
+            if !self.store.take_mirror(&name(tap), mirror) {
+                return false;
+            }
+            self.start_agent();
+            self.pump();
+        }
+        self.asked.taps.insert(name(tap), (name(ends.0), name(ends.1)));
+        self.store.describe_tap(&name(tap), ends, mirrors);
+        self.start_agent();
+        self.pump();
+        self.ask_tap(tap, "plug");
+        self.pump();
+        true
+    }
+
+    pub fn ask_tap(&mut self, tap: &str, action: &str) {
+        self.store.ask_tap(&name(tap), action);
+        self.start_agent();
+    }
+
+    /// The driver's unbind: only if there is an action.
+    pub fn unbind(&mut self, port: &str) {
+        if self.store.get(&Key::Action(name(port))).is_some() {
+            self.ask(port, "unplug");
+        }
+        self.start_agent();
+        self.pump();
+    }
+
+    // What must hold.
+
+    /// After every step.
+    fn check(&self) {
+        if !self.honest {
+            return;
+        }
+        if let Some(wrong) = self.node.misdelivered(&self.asked, &self.tenants, |mirror| self.tap_of(mirror))
+        {
+            panic!("{wrong}; {:?}", self.tail());
+        }
+        for vhost in self.node.wired.keys() {
+            assert_ne!(self.store.slot_value(*vhost), Some(FREE), "vhost {vhost} is wired and free");
+        }
+    }
+
+    /// The tap flow that has a mirror.
+    fn tap_of(&self, mirror: u32) -> Option<TapId> {
+        self.store.mirror_value(mirror).filter(|value| *value != FREE).map(name)
+    }
+
+    /// Just before an agent writes a key.
+    fn check_write(&mut self, op: &KeyOp) {
+        let before = &self.store;
+        match op {
+            KeyOp::Put(Key::PortStatus(port), value) => {
+                assert_eq!(value, UP);
+                self.n_up += 1;
+                let bind_port = before.get(&Key::BindPort(port.clone())).expect("up without bind_port");
+                let wanted = BindPort::parse(bind_port.as_bytes()).expect("up for garbage").plug;
+                assert_eq!(before.get(&Key::Action(port.clone())), Some("plug"), "up without plug");
+                assert_eq!(self.node.wired.get(&wanted.vhost), Some(&wanted), "up while not wired as asked");
+                assert_eq!(before.slot_value(wanted.vhost), Some(port.as_str()), "up without the slot");
+            }
+            KeyOp::Put(Key::Vhost(slot), value) => {
+                assert_eq!(value, FREE);
+                self.n_given_back += 1;
+                self.check_given_back(slot);
+            }
+            KeyOp::Put(Key::TapStatus(tap), value) => {
+                assert_eq!(value, UP);
+                self.n_up += 1;
+                let info = before.get(&Key::TapInfo(tap.clone())).expect("up without tap_info");
+                let info = TapInfo::parse(info.as_bytes()).expect("up for garbage");
+                assert_eq!(before.get(&Key::TapAction(tap.clone())), Some("plug"), "up without plug");
+                for mirror in info.mirrors() {
+                    assert_eq!(before.mirror_value(mirror), Some(tap.as_str()), "up without the mirror");
+                    assert!(self.node.taps.contains_key(&mirror), "up while nothing is copied");
+                }
+            }
+            KeyOp::Put(Key::Mirror(mirror), value) => {
+                assert_eq!(value, FREE);
+                assert!(!self.node.taps.contains_key(mirror), "mirror {mirror} given back at work");
+            }
+            KeyOp::Put(key, _) => panic!("the agent puts {key:?}"),
+            KeyOp::Delete(_) => {}
+        }
+    }
+
+    /// A slot that is given away while somebody has it would be given out twice.
+    fn check_given_back(&self, slot: &SlotId) {
+        let before = &self.store;
+        let vhost = slot.vhost;
+        assert!(!self.node.wired.contains_key(&vhost), "vhost {vhost} given back while wired");
+        let Some(holder) = before.slot_value(vhost).and_then(|value| Name::new(value).ok()) else { return };
+        let bound = before.get(&Key::BindPort(holder.clone()));
+        let bound = bound.and_then(|text| BindPort::parse(text.as_bytes()).ok());
+        let here = bound.is_some_and(|bound| bound.plug.vhost == vhost);
+        let asked = before.get(&Key::Action(holder.clone())) == Some("plug");
+        assert!(!(here && asked), "vhost {vhost} taken away from {holder}, which asks for it");
+    }
+
+    /// All keys with their values, and all wiring: what two runs that came to the same end agree in.
+    pub fn end(&self) -> (Vec<(Key, Vec<u8>)>, Vec<Wiring>) {
+        let keys = self.store.listing().keys.into_iter().map(|kv| (kv.key, kv.value));
+        (keys.collect(), self.node.wirings())
+    }
+
+    /// As `spp config put` left it, nothing wired.
+    pub fn assert_pristine(&self) {
+        assert!(self.node.wirings().is_empty(), "wired: {:?}", self.node.wirings());
+        for vhost in layout().into_keys() {
+            assert_eq!(self.store.get(&Key::Vhost(slot(vhost))), Some(FREE), "vhost {vhost} leaked");
+        }
+        for mirror in 0..N_MIRRORS {
+            assert_eq!(self.store.mirror_value(mirror), Some(FREE), "mirror {mirror} leaked");
+        }
+        let left: Vec<_> = self.store.listing().keys.into_iter().map(|kv| kv.key).collect();
+        assert_eq!(left.len(), 1 + layout().len() + N_MIRRORS as usize, "left over: {left:?}");
+    }
+
+    /// The port is wired as asked and told so.
+    pub fn assert_up(&self, port: &str, plug: Plug) {
+        assert_eq!(self.node.wired.get(&plug.vhost), Some(&plug), "{port} is not wired");
+        assert_eq!(self.store.status(&name(port)), Some(UP), "{port} is not told");
+        assert_eq!(self.store.slot_value(plug.vhost), Some(port));
+    }
+}
