@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::dataplane::{Layout, Place, Plug, Tap, Wiring};
 use crate::keys::{Key, Subject};
-use crate::schedule::{Backoff, UpSchedule, up_offsets};
+use crate::schedule::{Backoff, UpSchedule, patient_up_offsets, up_offsets};
 use crate::state::{HostState, Shape, SubjectKeys, Verdict};
 use crate::status::{PortReport, TapReport};
 use crate::txn::{KeyTxn, Seen};
@@ -38,6 +38,10 @@ pub struct Timing {
     pub orphan_report: Duration,
     /// When to say `up`, from the moment the wiring is live.
     pub up_offsets: Vec<Duration>,
+    /// The same for a driver that took longer than `slow_driver` between its last two writes.
+    pub patient_up_offsets: Vec<Duration>,
+    /// What is slow: a driver writes what it asks for and that it asks within a few milliseconds.
+    pub slow_driver: Duration,
     /// First and longest pause before the node is asked again for what it refused.
     pub retry: (Duration, Duration),
 }
@@ -48,6 +52,8 @@ impl Default for Timing {
             leak_grace: Duration::from_secs(60),
             orphan_report: Duration::from_secs(2),
             up_offsets: up_offsets(),
+            patient_up_offsets: patient_up_offsets(),
+            slow_driver: Duration::from_secs(1),
             retry: (Duration::from_millis(250), Duration::from_secs(30)),
         }
     }
@@ -147,9 +153,19 @@ pub struct Reconciler {
     /// from before prove nothing about it.
     held: BTreeMap<Place, i64>,
     ups: BTreeMap<Subject, (Seen, UpSchedule)>,
+    paces: BTreeMap<Subject, Pace>,
     attempts: BTreeMap<Place, Attempt>,
     /// Keys that look left over: the revision they do so at, and since when.
     suspects: BTreeMap<Key, (i64, Duration)>,
+}
+
+/// How a driver goes about its request.
+#[derive(Debug)]
+struct Pace {
+    seen: Seen,
+    /// When the info was first seen as it is.
+    since: Duration,
+    slow: bool,
 }
 
 /// One pass over keys and wiring.
@@ -199,6 +215,7 @@ impl Reconciler {
             owners: BTreeMap::new(),
             held: BTreeMap::new(),
             ups: BTreeMap::new(),
+            paces: BTreeMap::new(),
             attempts: BTreeMap::new(),
             suspects: BTreeMap::new(),
         }
@@ -242,7 +259,7 @@ impl Reconciler {
     /// The transaction of an [`Action::PutUp`] went through.
     pub fn said_up(&mut self, subject: &Subject, now: Duration) {
         if let Some((_, schedule)) = self.ups.get_mut(subject) {
-            schedule.said(now, &self.timing.up_offsets);
+            schedule.said(now);
         }
     }
 
@@ -251,6 +268,7 @@ impl Reconciler {
         let state = HostState::read(view);
         let live: BTreeMap<Place, Wiring> = live.iter().map(|wiring| (wiring.place(), *wiring)).collect();
         self.learn_owners(&state, &live);
+        self.learn_paces(&state, now);
         let mut pass = Pass {
             now,
             state: &state,

@@ -3,6 +3,30 @@
 use super::*;
 
 impl Reconciler {
+    /// Notes how long each driver took from what it asks for to asking.
+    pub(super) fn learn_paces(&mut self, state: &HostState, now: Duration) {
+        self.paces.retain(|subject, _| state.subjects.contains_key(subject));
+        for (subject, keys) in &state.subjects {
+            let seen = keys.seen();
+            let first = || Pace { seen, since: now, slow: false };
+            let pace = self.paces.entry(subject.clone()).or_insert_with(first);
+            if pace.seen.info != seen.info {
+                *pace = first();
+            } else if pace.seen.action != seen.action {
+                pace.slow = now.saturating_sub(pace.since) > self.timing.slow_driver;
+                pace.seen = seen;
+            }
+        }
+    }
+
+    /// When to say `up`: a driver that was slow to ask may be slow to listen.
+    fn up_offsets(&self, subject: &Subject) -> &[Duration] {
+        match self.paces.get(subject) {
+            Some(pace) if pace.slow => &self.timing.patient_up_offsets,
+            _ => &self.timing.up_offsets,
+        }
+    }
+
     pub(super) fn unwires(&self, pass: &mut Pass) {
         let heirs: BTreeMap<Place, Subject> =
             pass.wires().map(|(subject, wiring)| (wiring.place(), subject.clone())).collect();
@@ -95,14 +119,17 @@ impl Reconciler {
             }
             announced.insert(subject.clone());
             let keys = &pass.state.subjects[subject];
-            let entry =
-                self.ups.entry(subject.clone()).or_insert_with(|| (keys.seen(), UpSchedule::start(pass.now)));
-            let all_said_but_gone =
-                entry.1.due(&self.timing.up_offsets).is_none() && keys.status != Some(true);
-            if entry.0 != keys.seen() || all_said_but_gone {
-                *entry = (keys.seen(), UpSchedule::start(pass.now));
+            let seen = keys.seen();
+            let all_said_but_gone = |up: &UpSchedule| up.due().is_none() && keys.status != Some(true);
+            let is_new = match self.ups.get(subject) {
+                Some((of, up)) => *of != seen || all_said_but_gone(up),
+                None => true,
+            };
+            if is_new {
+                let start = UpSchedule::start(pass.now, self.up_offsets(subject));
+                self.ups.insert(subject.clone(), (seen, start));
             }
-            let Some(due) = entry.1.due(&self.timing.up_offsets) else { continue };
+            let Some(due) = self.ups[subject].1.due() else { continue };
             if due > pass.now {
                 pass.plan.wake(due);
                 continue;

@@ -29,6 +29,20 @@ fn up_is_repeated_on_schedule_and_then_no_more() {
 }
 
 #[test]
+fn up_is_said_more_often_and_for_longer_to_a_driver_that_was_slow_to_ask() {
+    let mut w = World::new();
+    assert!(w.store.take(&name("a"), 0));
+    w.store.bind(&name("a"), &plug(0, 1, None));
+    w.settle();
+    w.pass(S(2));
+    w.store.ask(&name("a"), "plug");
+    w.settle();
+    w.pass(S(40));
+    assert_eq!(w.n_up, Timing::default().patient_up_offsets.len());
+    assert_eq!(w.calls.len(), 1);
+}
+
+#[test]
 fn up_is_said_only_after_the_node_has_wired_it() {
     let mut w = World::new();
     w.refuse = true;
