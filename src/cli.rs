@@ -82,6 +82,10 @@ pub struct Run {
     /// Who listens on those sockets: the VM (client), or spp (server)
     #[arg(long, value_name = "MODE", value_enum, default_value_t = VhostMode::Client)]
     pub vhost_mode: VhostMode,
+    /// Directory of what the next start of spp must know: what each VM was offered, so that an
+    /// upgrade never withdraws it
+    #[arg(long, value_name = "DIR", default_value = "/run/spp")]
+    pub state_dir: PathBuf,
     /// Run any core mask on the CPUs there are: threads are not pinned and yield when idle
     #[arg(long)]
     pub fold_cores: bool,

@@ -222,6 +222,7 @@ fn options(args: &Run) -> NodeOptions {
             VhostMode::Client => Role::Client,
             VhostMode::Server => Role::Server,
         },
+        state_dir: Some(args.state_dir.clone()),
         fold_cores: args.fold_cores,
         gate_unplugged: true,
         ..NodeOptions::default()

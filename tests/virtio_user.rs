@@ -133,7 +133,7 @@ struct Node {
 impl Node {
     fn open(path: &Path, role: Role) -> Node {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 1024 }).unwrap();
-        let config = PortConfig { name: "vhost:0".into(), path: path.to_owned(), role };
+        let config = PortConfig::new("vhost:0", path, role);
         let (port, to_guest, from_guest) = VhostPort::open(config, &pool).unwrap();
         Node { cache: pool.cache(), pool, port, to_guest, from_guest }
     }

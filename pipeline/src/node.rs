@@ -44,6 +44,9 @@ pub struct NodeOptions {
     pub vhost_dir: PathBuf,
     /// Who listens on them: with `Client`, the VM does.
     pub vhost_role: Role,
+    /// Directory of what is kept for the next start of the node: what each VM was offered. `None`
+    /// keeps nothing, and an upgrade may then withdraw a feature from a running VM.
+    pub state_dir: Option<PathBuf>,
     /// Worker threads are not pinned and give up their CPU when idle, so any mask runs anywhere.
     pub fold_cores: bool,
     /// Nothing passes from the guest of a vhost that is not plugged. True wherever plug and unplug
@@ -59,6 +62,7 @@ impl Default for NodeOptions {
         NodeOptions {
             vhost_dir: PathBuf::from("/tmp"),
             vhost_role: Role::Client,
+            state_dir: None,
             fold_cores: false,
             gate_unplugged: true,
             change_deadline: Duration::from_secs(2),

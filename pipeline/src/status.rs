@@ -216,6 +216,12 @@ pub struct VhostStatus {
     pub last_failure: Option<String>,
     /// Connections after the first.
     pub reconnects: u64,
+    /// Bugs of ours in the port's control thread, each contained at the cost of a connection.
+    #[serde(default)]
+    pub panics: u64,
+    /// What the frontend told the guest to be the longest packet, in bytes without Ethernet header.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Negotiated virtio features, by name.
     pub features: Vec<String>,
     /// What is plugged.

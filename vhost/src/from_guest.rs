@@ -9,10 +9,11 @@ use std::sync::Arc;
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
 use spp_drivers::port::RxQueue;
 use spp_drivers::stats::{Counter, DropReason, QueueStats, SharedStats};
-use spp_drivers::{BURST, Burst};
+use spp_drivers::{BURST, Burst, MacAddr};
 
 use crate::handover::Mailbox;
 use crate::memory::{Gpa, GuestSlice, Translator};
+use crate::rarp::rarp;
 use crate::vring::chain::{Chain, Direction};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
@@ -48,6 +49,9 @@ impl FromGuest {
 impl RxQueue for FromGuest {
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
         self.mailbox.poll();
+        if let Some(mac) = self.mailbox.announcement() {
+            return self.announce(mac, pool, out);
+        }
         let Some((ring, enabled)) = self.mailbox.ring() else { return 0 };
         let taken = if enabled {
             let mut walk = Walk { pool, out, stats: &self.stats, max_frame_bytes: self.max_frame_bytes };
@@ -74,6 +78,25 @@ impl RxQueue for FromGuest {
 
     fn stats(&self) -> SharedStats {
         self.stats.clone()
+    }
+}
+
+impl FromGuest {
+    /// A frame in the guest's name, so that switches learn where it is now.
+    #[cold]
+    fn announce(&mut self, mac: MacAddr, pool: &mut PoolCache, out: &mut Burst) -> usize {
+        let packet = if out.room() > 0 { pool.alloc() } else { None };
+        let Some(mut packet) = packet else {
+            self.mailbox.announce_later(mac);
+            return 0;
+        };
+        let frame = rarp(mac);
+        let appended = packet.append(&frame);
+        debug_assert!(appended.is_ok(), "a short frame fits any buffer");
+        let pushed = out.push(packet);
+        debug_assert!(pushed.is_ok(), "there was room");
+        self.stats.moved(1, frame.len() as u64);
+        1
     }
 }
 

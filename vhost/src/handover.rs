@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::dirty::RingLog;
+use spp_drivers::MacAddr;
 use spp_drivers::spsc::{self, Consumer, Producer};
 
 use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, Patience};
@@ -29,6 +31,10 @@ pub enum Command {
     Call(Option<Arc<CallFd>>),
     /// SET_VRING_ENABLE.
     Enable(bool),
+    /// Note every write to the guest's memory there from now on, or nowhere; the old log comes back.
+    Log(Option<RingLog>),
+    /// Announce this address on the guest's behalf.
+    Announce(MacAddr),
     /// Give the ring back.
     Stop,
 }
@@ -41,6 +47,8 @@ pub enum Reply {
     Memory(Box<RingMemory>),
     /// The eventfd used until now.
     Call(Option<Arc<CallFd>>),
+    /// The log used until now.
+    Log(Option<RingLog>),
     /// The ring polled until now, if there was one.
     Ring(Option<Box<Ring>>),
 }
@@ -83,6 +91,7 @@ pub struct Mailbox {
     replies: Producer<Reply>,
     ring: Option<Box<Ring>>,
     enabled: bool,
+    announcement: Option<MacAddr>,
     state: Arc<RingState>,
 }
 
@@ -93,7 +102,15 @@ pub fn handover() -> (Handover, Mailbox) {
     let state = Arc::new(RingState::default());
     let control =
         Handover { commands: commands_in, replies: replies_out, outstanding: 0, state: state.clone() };
-    (control, Mailbox { commands: commands_out, replies: replies_in, ring: None, enabled: false, state })
+    let mailbox = Mailbox {
+        commands: commands_out,
+        replies: replies_in,
+        ring: None,
+        enabled: false,
+        announcement: None,
+        state,
+    };
+    (control, mailbox)
 }
 
 impl Handover {
@@ -165,6 +182,12 @@ impl Mailbox {
                 self.enabled = enabled;
                 Reply::Done
             }
+            (Command::Log(log), Some(ring)) => Reply::Log(ring.swap_log(log)),
+            (Command::Log(log), None) => Reply::Log(log),
+            (Command::Announce(mac), _) => {
+                self.announcement = Some(mac);
+                Reply::Done
+            }
             (Command::Stop, _) => {
                 self.enabled = false;
                 Reply::Ring(self.ring.take().inspect(|ring| ring.rest()))
@@ -183,6 +206,18 @@ impl Mailbox {
         }
         let enabled = self.enabled;
         self.ring.as_deref_mut().map(|ring| (ring, enabled))
+    }
+
+    /// An address to announce, asked for since the last time.
+    #[inline(always)]
+    pub fn announcement(&mut self) -> Option<MacAddr> {
+        self.announcement.take()
+    }
+
+    /// Puts an announcement back that could not be made now.
+    #[cold]
+    pub fn announce_later(&mut self, mac: MacAddr) {
+        self.announcement.get_or_insert(mac);
     }
 
     /// Stops working on the ring until it is set up again.

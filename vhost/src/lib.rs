@@ -6,13 +6,16 @@
 //! polls), [`wire`] (a socket as a NIC), [`guest`] (a VM played in this process).
 
 pub mod device;
+pub mod dirty;
 pub mod from_guest;
 pub mod guest;
 pub mod handover;
 pub mod memory;
 pub mod net_hdr;
+pub mod offer;
 pub mod port;
 pub mod protocol;
+pub mod rarp;
 pub mod session;
 pub mod setup;
 pub mod socket;

@@ -232,6 +232,14 @@ impl GuestMap {
         })
     }
 
+    /// The guest's address of a byte of ours that lies in its memory.
+    pub fn gpa_of(&self, host: NonNull<u8>) -> Option<u64> {
+        self.rows.iter().find_map(|row| {
+            let offset = (host.addr().get() as u64).wrapping_sub(row.host.addr().get() as u64);
+            (offset < row.len).then(|| row.gpa + offset)
+        })
+    }
+
     /// Finds the row that holds all of `len` bytes at `gpa`.
     fn find(&self, gpa: Gpa, len: u32) -> Option<Row> {
         let after = self.rows.partition_point(|row| row.gpa <= gpa.0);
@@ -294,6 +302,12 @@ impl<'m> GuestSlice<'m> {
     #[inline(always)]
     pub fn len(&self) -> usize {
         self.len as usize
+    }
+
+    /// Where it lies in our address space.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.host
     }
 
     /// The bytes from `at` on; empty when `at` is past the end.

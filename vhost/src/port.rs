@@ -2,7 +2,7 @@
 //! halves go to cores.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use spp_drivers::stats::Counter;
 
 use crate::device::Device;
 use crate::handover::handover;
+use crate::offer::Keeper;
+use crate::protocol::Backend;
 use crate::session::{Session, Source, Stop};
 use crate::socket::Listener;
 use crate::status::Board;
@@ -26,6 +28,15 @@ pub struct PortConfig {
     pub path: PathBuf,
     /// Whether we connect or listen.
     pub role: Role,
+    /// Where to remember what a VM was offered, so that the next spp offers it again; `None` forgets.
+    pub offer_file: Option<PathBuf>,
+}
+
+impl PortConfig {
+    /// A port that remembers nothing over restarts.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>, role: Role) -> PortConfig {
+        PortConfig { name: name.into(), path: path.into(), role, offer_file: None }
+    }
 }
 
 /// Why a port can't be opened.
@@ -84,7 +95,10 @@ impl VhostPort {
         let session = Session {
             name: config.name.clone(),
             source,
-            device: Device::new([to_handover, from_handover], board.clone()),
+            backend: Arc::new(Mutex::new(Backend {
+                device: Device::new([to_handover, from_handover], board.clone()),
+            })),
+            keeper: Keeper::new(config.role, &config.path, config.offer_file.clone()),
             board: board.clone(),
             stop: stop.clone(),
         };

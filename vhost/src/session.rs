@@ -1,5 +1,8 @@
 //! The control thread of a port: gets a peer, serves its messages, cleans up behind it, for
-//! ever, until told to stop. Owns the socket and the [`Device`].
+//! ever, until told to stop. Owns the socket and the device.
+//!
+//! A panic in here, which would be a bug of ours, costs the connection and no more: the device is
+//! reset, the port says so, and the next peer is served.
 //!
 //! It sleeps in `poll` on the socket and on a wake-up descriptor, reads a message only when it
 //! is there whole, and writes a reply only when the peer leaves room for it: no peer can hold it up.
@@ -7,16 +10,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::RecvFlags;
 
-use crate::device::Device;
-use crate::protocol::{HEADER_BYTES, Handled, Header, Protocol};
+use crate::offer::Keeper;
+use crate::protocol::{Backend, HEADER_BYTES, Handled, Header, Protocol, lock};
 use crate::socket::{self, Listener};
 use crate::status::Board;
 
@@ -72,7 +76,8 @@ pub(crate) enum Source {
 pub(crate) struct Session {
     pub name: String,
     pub source: Source,
-    pub device: Device,
+    pub backend: Arc<Mutex<Backend>>,
+    pub keeper: Keeper,
     pub board: Arc<Board>,
     pub stop: Stop,
 }
@@ -85,12 +90,7 @@ impl Session {
             tracing::info!(port = self.name, "vhost-user frontend connected");
             self.board_connected();
             let since = Instant::now();
-            let (device, failure) = serve(stream, self.device, &self.source, &self.stop, &self.name);
-            self.device = device;
-            let failure = match (self.device.reset(), failure) {
-                (Err(refusal), None) => Some(refusal.to_string()),
-                (_, failure) => failure,
-            };
+            let failure = self.serve_contained(stream);
             let failed = failure.is_some();
             self.board_disconnected(failure);
             // A peer that fails, or accepts and hangs up, again and again must not keep this thread busy.
@@ -99,6 +99,28 @@ impl Session {
                 self.stop.wait(None, Some(RETRY));
             }
         }
+    }
+
+    /// Serves one connection, and resets the device behind it. Returns why it failed, if it did.
+    fn serve_contained(&mut self, stream: UnixStream) -> Option<String> {
+        let served = self.contain(|session| {
+            let offer = session.keeper.offer_to(&stream);
+            lock(&session.backend).device.begin(offer);
+            serve(stream, session)
+        });
+        let reset =
+            self.contain(|session| lock(&session.backend).device.reset().err().map(|e| e.to_string()));
+        served.unwrap_or_else(Some).or(reset.unwrap_or_else(Some))
+    }
+
+    /// Runs `work`; a panic becomes its words and is counted.
+    fn contain<T>(&mut self, work: impl FnOnce(&mut Session) -> T) -> Result<T, String> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| work(self))).map_err(|panic| {
+            self.board.progress().panics += 1;
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            format!("a bug in the port's control thread: {text}")
+        })
     }
 
     fn next_peer(&mut self) -> Option<UnixStream> {
@@ -148,26 +170,21 @@ fn waiting_for(error: &io::Error) -> String {
     }
 }
 
-/// Serves one connection to its end. Returns the device, and why it failed if it did.
-fn serve(
-    stream: UnixStream,
-    device: Device,
-    source: &Source,
-    stop: &Stop,
-    name: &str,
-) -> (Device, Option<String>) {
+/// Serves one connection to its end. Returns why it failed, if it did.
+fn serve(stream: UnixStream, session: &Session) -> Option<String> {
     // The crate's handler takes one descriptor of the socket; we look at it and answer through two more.
     let (socket, answers) = match stream.try_clone().and_then(|socket| Ok((socket, stream.try_clone()?))) {
         Ok(sockets) => sockets,
-        Err(error) => return (device, Some(error.to_string())),
+        Err(error) => return Some(error.to_string()),
     };
-    let mut protocol = Protocol::new(stream, answers, device);
+    let Session { name, source, stop, backend, .. } = session;
+    let mut protocol = Protocol::new(stream, answers, backend.clone());
     let mut refusals = 0u32;
-    let failure = loop {
+    loop {
         let header = match next_header(&socket, source, stop) {
             Ok(Some(header)) => header,
-            Ok(None) => break None,
-            Err(reason) => break Some(reason),
+            Ok(None) => return None,
+            Err(reason) => return Some(reason),
         };
         match protocol.handle(header) {
             Handled::Done => {}
@@ -178,10 +195,9 @@ fn serve(
                 }
                 refusals += 1;
             }
-            Handled::Close(reason) => break reason,
+            Handled::Close(reason) => return reason,
         }
-    };
-    (protocol.into_device(), failure)
+    }
 }
 
 /// Waits for a message to arrive whole, and for room for its reply. `None`: the peer is gone, or we are told
@@ -245,3 +261,6 @@ fn peek(socket: &UnixStream) -> Result<(usize, [u8; HEADER_BYTES]), String> {
         Err(error) => Err(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

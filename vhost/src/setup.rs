@@ -17,8 +17,14 @@ pub const MAX_RING_SIZE: u16 = 32_768;
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
+/// VIRTIO_NET_F_MTU.
+pub const MTU: u64 = 1 << 3;
 /// VIRTIO_NET_F_MRG_RXBUF.
 pub const MRG_RXBUF: u64 = 1 << 15;
+/// VIRTIO_NET_F_GUEST_ANNOUNCE.
+pub const GUEST_ANNOUNCE: u64 = 1 << 21;
+/// VHOST_F_LOG_ALL: note every write in the dirty log. The frontend's business, not the driver's.
+pub const LOG_ALL: u64 = 1 << 26;
 /// VIRTIO_F_ANY_LAYOUT.
 pub const ANY_LAYOUT: u64 = 1 << 27;
 /// VIRTIO_F_INDIRECT_DESC.
@@ -35,7 +41,10 @@ pub const IN_ORDER: u64 = 1 << 35;
 
 /// Everything offered, by name. What is offered is implemented.
 pub const OFFERED: &[(u64, &str)] = &[
+    (MTU, "mtu"),
     (MRG_RXBUF, "mrg_rxbuf"),
+    (GUEST_ANNOUNCE, "guest_announce"),
+    (LOG_ALL, "log_all"),
     (ANY_LAYOUT, "any_layout"),
     (INDIRECT_DESC, "indirect_desc"),
     (EVENT_IDX, "event_idx"),
@@ -203,7 +212,7 @@ impl RingSetup {
         match self {
             RingSetup { size: None, .. } => Some("its size"),
             RingSetup { addr: None, .. } => Some("its addresses"),
-            RingSetup { kicked: false, .. } => Some("its start"),
+            RingSetup { kicked: false, .. } => Some("its kick"),
             _ => self.contradiction(&ring_features(features?)),
         }
     }

@@ -73,6 +73,10 @@ pub struct PortStatus {
     pub last_failure: Option<String>,
     /// Connections after the first.
     pub reconnects: u64,
+    /// Bugs of ours in the port's control thread, each contained at the cost of a connection.
+    pub panics: u64,
+    /// What the frontend told the guest to be the longest packet, without Ethernet header.
+    pub mtu: Option<u16>,
     /// Negotiated virtio features, by name.
     pub features: Vec<&'static str>,
     /// Memory the frontend shares.
@@ -98,6 +102,8 @@ pub(crate) struct Progress {
     /// Why nobody is connected: the socket isn't there, is a symbolic link, ...
     pub waiting_for: String,
     pub features: Option<u64>,
+    pub mtu: Option<u16>,
+    pub panics: u64,
     pub memory: Vec<RegionInfo>,
     pub sizes: [Option<u16>; N_RINGS],
     /// What ring set-up waits for.
@@ -142,12 +148,7 @@ impl Board {
             return (PortState::Running, String::new());
         }
         let state = if progress.features.is_some() { PortState::Negotiated } else { PortState::Connected };
-        let detail = if progress.memory.is_empty() {
-            "connected, but no guest memory yet: start the VM with share=on".to_owned()
-        } else {
-            progress.missing
-        };
-        (state, detail)
+        (state, progress.missing)
     }
 
     fn ring_status(&self, ring: usize) -> RingStatus {
@@ -170,6 +171,8 @@ impl Board {
             detail,
             last_failure: fault.or(progress.last_failure),
             reconnects: progress.connections.saturating_sub(1),
+            panics: progress.panics,
+            mtu: progress.mtu,
             features: progress.features.map(crate::setup::names).unwrap_or_default(),
             memory: progress.memory,
             to_guest_ring: self.ring_status(TO_GUEST),

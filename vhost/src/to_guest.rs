@@ -132,7 +132,7 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
     if from[0].is_chained() {
         return Ok((0, 0));
     }
-    let Queue { layout, place, features, .. } = ring;
+    let Queue { layout, place, features, log, .. } = ring;
     let mut heads = Heads::new();
     layout.heads(place, from.len(), &mut heads)?;
     let mut memory = Translator::new(layout.map());
@@ -148,6 +148,12 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
         let header = net_hdr::to_guest(packet, 1);
         fill(&[*slot], &header[..features.header_bytes], packet);
         bytes += packet.len() as u64;
+    }
+    if let Some(log) = log {
+        let written = slots.iter().zip(from.iter());
+        written.for_each(|(slot, packet)| {
+            log.wrote(layout.map(), &[*slot], features.header_bytes + packet.len());
+        });
     }
     let used = heads.iter().zip(from.iter()).take(slots.len());
     let used = used.map(|(head, packet)| head.used((features.header_bytes + packet.len()) as u32));
@@ -186,7 +192,7 @@ type Taken = ArrayVec<Used, MAX_CHAIN>;
 /// Sends one frame of any shape into chains of any shape. The chains it takes are used, but not yet published.
 #[inline(never)]
 fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Outcome, RingFault> {
-    let Queue { layout, place, features, .. } = ring;
+    let Queue { layout, place, features, log, .. } = ring;
     let need = (features.header_bytes + packet.total_len()) as u64;
     let mut memory = Translator::new(layout.map());
     let (mut chain, mut taken, mut cursor) = (Chain::new(), Taken::new(), place.avail);
@@ -218,6 +224,9 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
     }
     let header = net_hdr::to_guest(packet, taken.len() as u16);
     fill(&chain, &header[..features.header_bytes], packet);
+    if let Some(log) = log {
+        log.wrote(layout.map(), &chain, need as usize);
+    }
     let mut left = need as u32;
     let lens = taken.iter().map(|used| {
         let len = left.min(used.len);

@@ -73,7 +73,7 @@ impl Device for Wire {
         if n_queue_pairs != 1 || self.running.is_some() {
             return Err(self.error("a vhost-user wire has one queue pair, started once"));
         }
-        let config = PortConfig { name: self.address(), path: self.path.clone(), role: Role::Server };
+        let config = PortConfig::new(self.address(), &self.path, Role::Server);
         let opened = VhostPort::open(config, pool);
         let (port, to_guest, from_guest) =
             opened.map_err(|error| self.error(error.to_string()).caused_by(error))?;

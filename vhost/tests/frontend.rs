@@ -279,8 +279,10 @@ fn unknown_request_gets_a_failure_reply_and_the_connection_lives() {
     let mut peer = UnixStream::connect(&path).unwrap();
     assert_ne!(ask(&mut peer, 1, &[]) & (1 << 32), 0, "VERSION_1 is offered");
     let offered = ask(&mut peer, 15, &[]);
-    assert_eq!(offered, 1 | 1 << 3 | 1 << 15, "MQ, REPLY_ACK, CONFIGURE_MEM_SLOTS and nothing else");
-    assert_eq!(ask(&mut peer, 16, &offered.to_ne_bytes()), 0);
+    let names = "MQ, RARP, REPLY_ACK, NET_MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS and nothing else";
+    assert_eq!(offered, 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 13 | 1 << 15 | 1 << 16, "{names}");
+    let few = 1u64 | 1 << 3 | 1 << 15;
+    assert_eq!(ask(&mut peer, 16, &few.to_ne_bytes()), 0);
     for request in [6, 19, 20, 34, 39, 40, 99, u32::MAX] {
         assert_eq!(ask(&mut peer, request, &[0; 8]), 1, "request {request}");
     }
@@ -292,6 +294,10 @@ fn unknown_request_gets_a_failure_reply_and_the_connection_lives() {
     assert_eq!(ask(&mut peer, 8, &[1, 0, 1, 0, 0, 1, 0, 0]), 1, "ring 0x10001 is not ring 1");
     let status = port.port.status();
     assert_eq!(status.state, PortState::Connected);
+    assert!(status.detail.contains("driver has not started"), "{}", status.detail);
+    assert_eq!(ask(&mut peer, 2, &(1u64 << 32 | 1 << 30).to_ne_bytes()), 0);
+    let status = port.port.status();
+    assert_eq!(status.state, PortState::Negotiated);
     assert!(status.detail.contains("share=on"), "{}", status.detail);
     drop(peer);
     port.wait_for(PortState::Waiting);

@@ -69,7 +69,7 @@ fn memory_changes_under_traffic_lose_no_frame_and_leave_no_mapping() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sock0");
     let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 512 }).unwrap();
-    let config = PortConfig { name: "vhost:0".into(), path: path.clone(), role: Role::Server };
+    let config = PortConfig::new("vhost:0", &path, Role::Server);
     let (port, mut to_guest, mut from_guest) = VhostPort::open(config, &pool).unwrap();
     let memory = Memory::new();
     let guest = Memory::over(&memory);

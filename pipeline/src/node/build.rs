@@ -1,6 +1,7 @@
 //! Builds a node: memory, NICs, vhost ports, rings, then the first wiring.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -117,7 +118,9 @@ impl Node {
         for id in 0..self.config.n_vhost() {
             let name = PortName::Vhost(id);
             let path = self.options.vhost_dir.join(format!("sock{id}"));
-            let config = PortConfig { name: name.to_string(), path, role: self.options.vhost_role };
+            let offer_file = self.options.state_dir.as_ref().map(|dir| offer_file(dir, &path));
+            let role = self.options.vhost_role;
+            let config = PortConfig { offer_file, ..PortConfig::new(name.to_string(), path, role) };
             let (port, to_guest, from_guest) = VhostPort::open(config, &self.pool)?;
             self.vhosts.push(port);
             self.board.parked.rx.insert(name, Box::new(from_guest));
@@ -133,6 +136,13 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Where the offer to the VM at a socket is kept: nodes with directories of their own for sockets may share this one.
+fn offer_file(state_dir: &Path, socket: &Path) -> PathBuf {
+    let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+    let name = socket.to_string_lossy().replace('/', "-");
+    state_dir.join(format!("offer{name}"))
 }
 
 /// Keeps the calling thread on the master cores until it is dropped.
@@ -169,6 +179,13 @@ pub(super) fn pin_to_masters(config: &NodeConfig) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_of_one_name_in_two_directories_keep_their_offers_apart() {
+        let file = |socket| offer_file(Path::new("/run/spp"), Path::new(socket));
+        assert_eq!(file("/tmp/sock0"), Path::new("/run/spp/offer-tmp-sock0"));
+        assert_ne!(file("/tmp/sock0"), file("/run/a/sock0"));
+    }
 
     #[test]
     fn pool_of_two_nics_and_eight_vhosts_is_what_the_documentation_says() {

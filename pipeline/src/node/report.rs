@@ -159,6 +159,8 @@ impl Node {
             detail: status.detail,
             last_failure: status.last_failure,
             reconnects: status.reconnects,
+            panics: status.panics,
+            mtu: status.mtu,
             features: status.features.into_iter().map(str::to_owned).collect(),
             plug: plug.map(|plug| PlugStatus { mac: plug.mac, vlan: plug.vlan }),
             to_guest: status.to_guest.into(),

@@ -73,6 +73,11 @@ impl SplitMemory {
         &self.map
     }
 
+    /// Where the used ring lies in our address space.
+    pub(super) fn used_start(&self) -> NonNull<u8> {
+        self.used.cast()
+    }
+
     /// Word `at` of the available ring; the caller keeps `at` below 3 + size.
     #[inline(always)]
     fn avail_word(&self, at: usize) -> &AtomicU16 {

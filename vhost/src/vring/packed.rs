@@ -11,6 +11,7 @@ use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
 use super::packed_layout::{EVENT_DESC, EVENT_DISABLE, F_AVAIL, F_USED, PackedMemory, State};
 use super::walk::{Head, Heads, Layout, Place, Used};
+use crate::dirty::RingLog;
 use crate::memory::{Gpa, GuestMap, Translator};
 
 /// Descriptors of long chains looked at for one burst, as far as that is more than one chain.
@@ -208,6 +209,22 @@ impl Layout for PackedMemory {
 
     fn allow_kicks(&self, _place: &Place) {
         PackedMemory::allow_kicks(self);
+    }
+
+    /// The descriptors in one or two pieces. They are no used ring in the sense of VHOST_VRING_F_LOG: they are
+    /// logged where they are.
+    #[cold]
+    fn log_used(&self, old: u16, new: u16, log: &RingLog) {
+        let (map, (desc, _), size) = (PackedMemory::map(self), self.starts(), usize::from(self.size()));
+        let n = usize::from(self.distance(old, new).unwrap_or(self.size()));
+        let first = usize::from(old & !WRAP);
+        let to_end = n.min(size - first);
+        log.mark_host(map, desc, DESCRIPTOR_BYTES as usize * first, DESCRIPTOR_BYTES as usize * to_end);
+        log.mark_host(map, desc, 0, DESCRIPTOR_BYTES as usize * (n - to_end));
+    }
+
+    fn log_kicks(&self, log: &RingLog) {
+        log.mark_used(PackedMemory::map(self), self.starts().1, 0, 4);
     }
 }
 

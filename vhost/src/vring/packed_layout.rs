@@ -63,6 +63,11 @@ impl PackedMemory {
         &self.map
     }
 
+    /// Where the descriptors lie in our address space, and where our event suppression structure does.
+    pub(super) fn starts(&self) -> (NonNull<u8>, NonNull<u8>) {
+        (self.desc.cast(), self.device_event.cast())
+    }
+
     /// Word 0 (address) or 1 (length, id, flags) of descriptor `slot`; 0's when there is none such.
     #[inline(always)]
     fn word(&self, slot: u16, which: usize) -> &AtomicU64 {

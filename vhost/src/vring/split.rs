@@ -9,7 +9,12 @@ use super::RingFault;
 use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, SplitMemory};
 use super::walk::{Head, Heads, Layout, Place, Used};
+use crate::dirty::RingLog;
 use crate::memory::{Gpa, GuestMap, Translator};
+
+/// Where the elements of a used ring start, behind flags and index, and how long each is (virtio 1.2, 2.7.8).
+const ELEMENTS: usize = 4;
+const ELEMENT_BYTES: usize = 8;
 
 impl SplitMemory {
     #[inline(always)]
@@ -136,6 +141,24 @@ impl Layout for SplitMemory {
 
     fn allow_kicks(&self, place: &Place) {
         SplitMemory::allow_kicks(self, place.avail);
+    }
+
+    /// The elements in one or two pieces, and the index.
+    #[cold]
+    fn log_used(&self, old: u16, new: u16, log: &RingLog) {
+        let (map, used, size) = (SplitMemory::map(self), self.used_start(), usize::from(self.size()));
+        let (first, n) = (usize::from(old) & (size - 1), usize::from(new.wrapping_sub(old)).min(size));
+        let to_end = n.min(size - first);
+        log.mark_used(map, used, ELEMENTS + ELEMENT_BYTES * first, ELEMENT_BYTES * to_end);
+        log.mark_used(map, used, ELEMENTS, ELEMENT_BYTES * (n - to_end));
+        log.mark_used(map, used, 0, ELEMENTS);
+    }
+
+    /// The flags in front, and the event index behind the elements.
+    fn log_kicks(&self, log: &RingLog) {
+        let (map, used) = (SplitMemory::map(self), self.used_start());
+        log.mark_used(map, used, 0, ELEMENTS);
+        log.mark_used(map, used, ELEMENTS + ELEMENT_BYTES * usize::from(self.size()), 2);
     }
 }
 

@@ -14,6 +14,7 @@ use super::chain::{Chain, ChainError, Direction};
 use super::layout::{Descriptor, RingAddr, SplitMemory};
 use super::packed_layout::PackedMemory;
 use super::{CallFd, RingFault, RingFeatures};
+use crate::dirty::RingLog;
 use crate::memory::{GuestMap, Translator};
 
 /// A chain the driver has made available, not taken yet.
@@ -120,6 +121,12 @@ pub(crate) trait Layout: Sized {
     /// Tells the driver to kick again: whoever serves the ring next may sleep.
     fn allow_kicks(&self, place: &Place);
 
+    /// Marks what [`complete`](Self::complete) and [`publish`](Self::publish) wrote for used elements from `old` to `new`.
+    fn log_used(&self, old: u16, new: u16, log: &RingLog);
+
+    /// Marks what [`suppress_kicks`](Self::suppress_kicks) and [`allow_kicks`](Self::allow_kicks) wrote.
+    fn log_kicks(&self, log: &RingLog);
+
     /// Vanished memory reads as zeros, which looks like a lie: name the cause.
     #[cold]
     fn blame(&self, fault: RingFault) -> RingFault {
@@ -135,13 +142,15 @@ pub(crate) struct Queue<L> {
     pub features: RingFeatures,
     /// How to interrupt the guest; without it the guest polls.
     pub call: Option<Arc<CallFd>>,
+    /// While the guest migrates: where every write is noted.
+    pub log: Option<RingLog>,
 }
 
 impl<L: Layout> Queue<L> {
     fn new(layout: L, features: RingFeatures, call: Option<Arc<CallFd>>, base: u32) -> Self {
         let place = layout.place(base);
         Layout::suppress_kicks(&layout, &place);
-        Queue { layout, place, features, call }
+        Queue { layout, place, features, call, log: None }
     }
 
     /// Reads how far the driver is. Looks also whether the guest's memory is still all there.
@@ -162,6 +171,9 @@ impl<L: Layout> Queue<L> {
         }
         self.layout.publish(&self.place);
         self.place.published = used;
+        if let Some(log) = &self.log {
+            self.layout.log_used(old, used, log);
+        }
         // The driver writes its wish, then reads what is used; we write what is used, then read its wish.
         // Without a full fence both could miss the other's store (virtio 1.2, 2.7.7.1).
         fence(Ordering::SeqCst);
@@ -178,6 +190,25 @@ impl<L: Layout> Queue<L> {
     fn swap_layout(&mut self, layout: &mut L) {
         std::mem::swap(&mut self.layout, layout);
         Layout::suppress_kicks(&self.layout, &self.place);
+        self.log_kicks();
+    }
+
+    fn swap_log(&mut self, log: Option<RingLog>) -> Option<RingLog> {
+        let old = std::mem::replace(&mut self.log, log);
+        // What was written just before it came.
+        self.log_kicks();
+        old
+    }
+
+    fn rest(&self) {
+        Layout::allow_kicks(&self.layout, &self.place);
+        self.log_kicks();
+    }
+
+    fn log_kicks(&self) {
+        if let Some(log) = &self.log {
+            self.layout.log_kicks(log);
+        }
     }
 }
 
@@ -254,8 +285,13 @@ impl Ring {
         for_layout!(&mut self.0, queue => std::mem::replace(&mut queue.call, call))
     }
 
+    /// Notes every write in `log` from now on; returns the old one.
+    pub fn swap_log(&mut self, log: Option<RingLog>) -> Option<RingLog> {
+        for_layout!(&mut self.0, queue => queue.swap_log(log))
+    }
+
     /// Lets the guest kick again; for a ring that stops.
     pub fn rest(&self) {
-        for_layout!(&self.0, queue => Layout::allow_kicks(&queue.layout, &queue.place));
+        for_layout!(&self.0, queue => queue.rest());
     }
 }

@@ -30,7 +30,7 @@ pub struct Echo {
 impl Echo {
     pub fn open(path: &Path, role: Role) -> Echo {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 1024 }).unwrap();
-        let config = PortConfig { name: "vhost:0".into(), path: path.to_owned(), role };
+        let config = PortConfig::new("vhost:0", path, role);
         let (port, mut to_guest, mut from_guest) = VhostPort::open(config, &pool).unwrap();
         let (stop, pending) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (told, waiting, mut cache) = (stop.clone(), pending.clone(), pool.cache());

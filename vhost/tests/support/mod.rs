@@ -4,6 +4,9 @@
 
 #![allow(dead_code)] // each test uses its part
 
+pub mod peer;
+pub mod served;
+
 use std::fs::File;
 use std::sync::Arc;
 
