@@ -279,8 +279,9 @@ fn unknown_request_gets_a_failure_reply_and_the_connection_lives() {
     let mut peer = UnixStream::connect(&path).unwrap();
     assert_ne!(ask(&mut peer, 1, &[]) & (1 << 32), 0, "VERSION_1 is offered");
     let offered = ask(&mut peer, 15, &[]);
-    let names = "MQ, RARP, REPLY_ACK, NET_MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS and nothing else";
-    assert_eq!(offered, 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 13 | 1 << 15 | 1 << 16, "{names}");
+    let names =
+        "MQ, LOG_SHMFD, RARP, REPLY_ACK, NET_MTU, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS and nothing else";
+    assert_eq!(offered, 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 13 | 1 << 15 | 1 << 16, "{names}");
     let few = 1u64 | 1 << 3 | 1 << 15;
     assert_eq!(ask(&mut peer, 16, &few.to_ne_bytes()), 0);
     for request in [6, 19, 20, 34, 39, 40, 99, u32::MAX] {

@@ -283,7 +283,11 @@ pub fn bytes(packet: &PacketBuf) -> Vec<u8> {
 
 /// A frame of `len` bytes, chained when it needs to be: byte i is i + seed.
 pub fn packet(cache: &mut PoolCache, len: usize, seed: u8) -> PacketBuf {
-    let data = frame(len, seed);
+    packet_of(cache, &frame(len, seed))
+}
+
+/// These bytes, chained when they need to be.
+pub fn packet_of(cache: &mut PoolCache, data: &[u8]) -> PacketBuf {
     let mut parts = data.chunks(2048);
     let mut packet = cache.alloc().unwrap();
     packet.append(parts.next().unwrap_or_default()).unwrap();

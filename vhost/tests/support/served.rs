@@ -13,7 +13,7 @@ use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_vhost::{FromGuest, PortConfig, PortState, PortStatus, Role, ToGuest, VhostPort};
 
-use super::bytes;
+use super::{bytes, packet_of};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -45,9 +45,7 @@ impl Served {
                 burst.iter().for_each(|packet| drop(out.send(bytes(packet))));
                 burst.free_all(&mut cache);
                 while let Ok(frame) = outgoing.try_recv() {
-                    let mut packet = cache.alloc().unwrap();
-                    packet.append(&frame).unwrap();
-                    burst.push(packet).unwrap();
+                    burst.push(packet_of(&mut cache, &frame)).unwrap();
                     n += to_guest.tx_burst(&mut cache, &mut burst);
                 }
                 to_guest.poll_control();
