@@ -15,6 +15,16 @@ pub mod spsc;
 pub mod sync;
 pub mod vring;
 
+/// What an announcement names; nothing here makes one.
+#[derive(Debug, Clone, Copy)]
+pub struct MacAddr(pub [u8; 6]);
+
+/// The log of a migration, as in `vhost/src/dirty.rs`: memory of the frontend's that a core marks.
+pub mod dirty {
+    /// A reference to its mapping.
+    pub struct RingLog(pub crate::sync::Arc<crate::vring::Map>);
+}
+
 /// A ring whose indices are about to wrap.
 pub fn ring_near_wrap<T: Send>(capacity: usize) -> (spsc::Producer<T>, spsc::Consumer<T>) {
     spsc::ring_from(capacity, usize::MAX)

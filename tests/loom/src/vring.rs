@@ -4,6 +4,7 @@
 
 use loom::cell::UnsafeCell;
 
+use crate::dirty::RingLog;
 use crate::sync::Arc;
 
 /// A mapping of guest memory.
@@ -41,6 +42,8 @@ pub struct RingMemory(pub Arc<Map>);
 pub struct Ring {
     /// Where it lies.
     pub memory: RingMemory,
+    /// Where its writes are noted.
+    pub log: Option<RingLog>,
 }
 
 impl Ring {
@@ -52,6 +55,15 @@ impl Ring {
     /// As in `vhost/src/vring/walk.rs`.
     pub fn swap_call(&mut self, call: Option<Arc<CallFd>>) -> Option<Arc<CallFd>> {
         call
+    }
+
+    /// As in `vhost/src/vring/walk.rs`: marks at once.
+    pub fn swap_log(&mut self, log: Option<RingLog>) -> Option<RingLog> {
+        let old = std::mem::replace(&mut self.log, log);
+        if let Some(log) = &self.log {
+            log.0.touch();
+        }
+        old
     }
 
     /// As in `vhost/src/vring/walk.rs`: the last touch of a ring that stops.

@@ -30,7 +30,7 @@ fn core(mut mailbox: Mailbox, end: Arc<AtomicBool>) -> thread::JoinHandle<Mailbo
 }
 
 fn start(handover: &mut Handover) {
-    let ring = Ring { memory: RingMemory(Arc::new(Map::default())) };
+    let ring = Ring { memory: RingMemory(Arc::new(Map::default())), log: None };
     assert!(matches!(handover.call(Command::Start(Box::new(ring), true)), Ok(Reply::Ring(None))));
 }
 
@@ -119,7 +119,7 @@ fn a_fault_is_seen_by_the_control_thread_and_ends_with_the_next_start() {
             thread::yield_now();
         }
         assert!(!control.state().is_running());
-        let ring = Ring { memory: RingMemory(Arc::new(Map::default())) };
+        let ring = Ring { memory: RingMemory(Arc::new(Map::default())), log: None };
         assert!(matches!(control.call(Command::Start(Box::new(ring), true)), Ok(Reply::Ring(Some(_)))));
         assert_eq!(control.state().fault(), None);
         core.join().unwrap();
