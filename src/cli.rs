@@ -13,6 +13,9 @@ use spp_agent::{Endpoints, Name};
 use spp_drivers::MacAddr;
 use spp_drivers::pci::PciAddress;
 
+use crate::access::EtcdAccess;
+use crate::fail::Failure;
+
 /// Where the node's API is by default.
 pub const DEFAULT_API: &str = "unix:/run/spp/api.sock";
 
@@ -58,6 +61,8 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   spp run --etcd http://10.0.0.1:2379 --host compute1
   spp run --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --host compute1 --api tcp:127.0.0.1:7777
+  spp run --etcd https://etcd1,https://etcd2 --host compute1 --etcd-ca ca.pem --etcd-cert spp.pem --etcd-key spp.key
+  spp run --etcd https://etcd1 --host compute1 --etcd-ca ca.pem --etcd-user spp --etcd-password-file /etc/spp/etcd.password
   spp run --config node.json --fold-cores --vhost-dir /run/spp --api unix:/run/spp/api.sock
 
 node.json holds what the etcd key holds:
@@ -68,10 +73,16 @@ node.json holds what the etcd key holds:
 #[command(after_help = RUN_EXAMPLES)]
 pub struct Run {
     /// etcd members, separated by commas; their configuration and port keys are served
-    #[arg(long, value_name = "URL[,URL...]", required_unless_present = "config", requires = "host")]
+    #[arg(
+        long,
+        value_name = "URL[,URL...]",
+        env = "SPP_ETCD",
+        required_unless_present = "config",
+        requires = "host"
+    )]
     pub etcd: Option<Endpoints>,
     /// This host's name in the keys: neutron's and nova's name for it
-    #[arg(long, value_name = "NAME", requires = "etcd", value_parser = Name::new)]
+    #[arg(long, value_name = "NAME", env = "SPP_HOST", requires = "etcd", value_parser = Name::new)]
     pub host: Option<Name>,
     /// Read the node's configuration from a file instead, without etcd
     #[arg(long, value_name = "FILE", conflicts_with_all = ["etcd", "host"])]
@@ -98,6 +109,12 @@ pub struct Run {
     /// How much to log on stderr
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
+    /// How etcd is reached.
+    #[command(flatten)]
+    pub access: EtcdAccess,
+    /// Keep a key PREFIX/HOST that lasts as long as the node, such as /spp-nodes [default: none]
+    #[arg(long, value_name = "PREFIX", env = "SPP_NODE_PREFIX", requires = "etcd", help_heading = "etcd")]
+    pub node_prefix: Option<String>,
 }
 
 const STATUS_EXAMPLES: &str = "\
@@ -178,14 +195,24 @@ pub enum Config {
 #[derive(Debug, Args)]
 pub struct HostKeys {
     /// etcd members, separated by commas
-    #[arg(long, value_name = "URL[,URL...]")]
+    #[arg(long, value_name = "URL[,URL...]", env = "SPP_ETCD")]
     pub etcd: Endpoints,
     /// The host's name in the keys: neutron's and nova's name for it
-    #[arg(long, value_name = "NAME", value_parser = Name::new)]
+    #[arg(long, value_name = "NAME", env = "SPP_HOST", value_parser = Name::new)]
     pub host: Name,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// How etcd is reached.
+    #[command(flatten)]
+    pub access: EtcdAccess,
+}
+
+impl HostKeys {
+    /// The cluster, with all that is needed to be let in.
+    pub fn endpoints(&self) -> Result<Endpoints, Failure> {
+        self.access.to(&self.etcd)
+    }
 }
 
 const PUT_EXAMPLES: &str = "\
@@ -216,7 +243,8 @@ pub struct ConfigPut {
 const SHOW_EXAMPLES: &str = "\
 Examples:
   spp config show --etcd http://10.0.0.1:2379 --host compute1
-  spp config show --etcd http://10.0.0.1:2379 --host compute1 --json";
+  spp config show --etcd http://10.0.0.1:2379 --host compute1 --json
+  SPP_ETCD_PASSWORD=... spp config show --etcd https://etcd1 --host compute1 --etcd-ca ca.pem --etcd-user spp";
 
 /// `spp config show`
 #[derive(Debug, Args)]

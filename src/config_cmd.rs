@@ -27,7 +27,8 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
     let slots = glue::layout(&config)?.into_iter().map(|(vhost, physnet)| SlotId { physnet, vhost });
     let slots: Vec<SlotId> = slots.collect();
     let keys = &args.keys;
-    let report = config_put(&keys.etcd, &keys.host, &json, &slots, args.force).await.map_err(failure)?;
+    let report =
+        config_put(&keys.endpoints()?, &keys.host, &json, &slots, args.force).await.map_err(failure)?;
     let warnings = config.warnings();
     for warning in &warnings {
         output::complain(&format!("warning: {warning}"));
@@ -54,7 +55,7 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
 }
 
 async fn show(args: &ConfigShow) -> Result<(), Failure> {
-    let keys = config_show(&args.keys.etcd, &args.keys.host).await.map_err(failure)?;
+    let keys = config_show(&args.keys.endpoints()?, &args.keys.host).await.map_err(failure)?;
     if args.keys.json {
         return output::json(&keys);
     }
@@ -65,7 +66,7 @@ async fn show(args: &ConfigShow) -> Result<(), Failure> {
 }
 
 async fn destroy(args: &ConfigDestroy) -> Result<(), Failure> {
-    let n = config_destroy(&args.keys.etcd, &args.keys.host).await.map_err(failure)?;
+    let n = config_destroy(&args.keys.endpoints()?, &args.keys.host).await.map_err(failure)?;
     if args.keys.json {
         return output::json(&json!({"host": args.keys.host.as_str(), "keys_removed": n}));
     }
@@ -78,6 +79,7 @@ fn counted(n: usize, noun: &str) -> String {
 
 fn failure(error: ConfigError) -> Failure {
     let exit = match &error {
+        ConfigError::Unreachable { reason, .. } if reason.denied() => Exit::Refused,
         ConfigError::Unreachable { .. } => Exit::Unreachable,
         ConfigError::NotJson(_) => Exit::BadConfig,
         ConfigError::InUse(_) => Exit::Refused,

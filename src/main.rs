@@ -1,6 +1,7 @@
 //! The `spp` binary: reads the command line, runs one command, turns its end into an exit code.
 #![forbid(unsafe_code)]
 
+mod access;
 mod api;
 mod cli;
 mod client;

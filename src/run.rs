@@ -7,7 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spp_agent::{AgentConfig, Configuration, Endpoints, Layout, Name, StatusCell, wait_for_configuration};
+use spp_agent::{
+    AgentConfig, Configuration, Endpoints, Layout, Name, NodeKey, StatusCell, node_key,
+    wait_for_configuration,
+};
 use spp_pipeline::config::NodeConfig;
 use spp_pipeline::node::{NodeError, NodeGone, NodeHandle, NodeOptions};
 use spp_vhost::Role;
@@ -38,13 +41,14 @@ pub fn run(args: &Run) -> Result<(), Failure> {
 async fn serve(args: &Run) -> Result<(), Failure> {
     let mut stop = stop_on_signals()?;
     let source = Source::of(args)?;
+    let node_key = source.node_key(args)?;
     let agent = matches!(source, Source::Etcd { .. }).then(StatusCell::default);
     let api = Api::new(agent.clone());
     let (end_api, api_ends) = watch::channel(false);
     let mut servers = serve_api(args, &api, api_ends).await?;
     systemd::notify("READY=1\nSTATUS=Waiting for the configuration.");
 
-    let result = node_life(args, source, &api, agent, &mut stop).await;
+    let result = node_life(args, source, node_key, &api, agent, &mut stop).await;
     systemd::notify("STOPPING=1");
     end_api.send_replace(true);
     let _ =
@@ -106,12 +110,26 @@ impl Source {
         match (&args.config, &args.etcd, &args.host) {
             (Some(path), ..) => read_file(path),
             (None, Some(endpoints), Some(host)) => {
-                Ok(Source::Etcd { endpoints: endpoints.clone(), host: host.clone() })
+                Ok(Source::Etcd { endpoints: args.access.to(endpoints)?, host: host.clone() })
             }
             _ => {
                 Err(Failure::usage("give --etcd URL and --host NAME, or --config FILE (see spp run --help)"))
             }
         }
+    }
+}
+
+impl Source {
+    /// The key that says that the node is alive, if one is wanted.
+    fn node_key(&self, args: &Run) -> Result<Option<NodeKey>, Failure> {
+        let (Source::Etcd { endpoints, host }, Some(prefix)) = (self, &args.node_prefix) else {
+            return Ok(None);
+        };
+        if prefix.is_empty() {
+            return Ok(None);
+        }
+        let key = NodeKey::new(endpoints.clone(), prefix, host.clone(), env!("CARGO_PKG_VERSION"));
+        key.map(Some).map_err(|error| Failure::usage(format!("--node-prefix: {error}")))
     }
 }
 
@@ -145,6 +163,7 @@ async fn from_etcd(endpoints: &Endpoints, host: &Name) -> (NodeConfig, Layout, C
 async fn node_life(
     args: &Run,
     source: Source,
+    node_key: Option<NodeKey>,
     api: &Api,
     agent: Option<StatusCell>,
     stop: &mut watch::Receiver<bool>,
@@ -169,17 +188,25 @@ async fn node_life(
     systemd::notify("STATUS=Running.");
     tracing::info!("the node is up");
 
-    let mut stopped = stop.clone();
-    let stopped = async move {
-        let _ = stopped.wait_for(|stop| *stop).await;
+    let stopped = || {
+        let mut stop = stop.clone();
+        async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
     };
     let serving = async {
         match (etcd, agent) {
             (Some(config), Some(status)) => {
                 let wired = glue::WiredNode::new(node.clone(), layout, n_mirrors);
-                spp_agent::run(config, Arc::new(wired), status, stopped).await;
+                let agent = spp_agent::run(config, Arc::new(wired), status.clone(), stopped());
+                let announced = async {
+                    if let Some(node_key) = node_key {
+                        node_key::keep(node_key, status, stopped()).await;
+                    }
+                };
+                tokio::join!(agent, announced);
             }
-            _ => stopped.await,
+            _ => stopped().await,
         }
     };
     tokio::select! {

@@ -183,6 +183,12 @@ fn agent_text(agent: &Value) -> String {
         let error = if key == "node_error" { &agent[key] } else { &etcd[key] };
         lines.extend(error.as_str().map(|error| format!("  {what}: {error}")));
     }
+    if let Some(key) = agent["node_key"]["key"].as_str() {
+        let kept = if agent["node_key"]["held"].as_bool() == Some(true) { "kept" } else { "not kept" };
+        lines.push(format!("node key {key}: {kept}"));
+        let error = agent["node_key"]["last_error"].as_str();
+        lines.extend(error.map(|error| format!("  last error: {error}")));
+    }
     if agent["configuration_changed"].as_bool() == Some(true) {
         lines.push("  the configuration has changed: restart spp to apply it".to_owned());
     }

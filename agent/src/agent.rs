@@ -74,7 +74,7 @@ async fn serve(
         tokio::time::sleep(Machine::NODE_RETRY).await;
     };
     let seed = RandomState::new().hash_one(0u8);
-    let keys = HostKeys::new(config.host);
+    let keys = config.endpoints.keys(config.host);
     let reconciler = Reconciler::new(layout, config.timing).with_mirrors(n_mirrors);
     let machine = Machine::new(keys.clone(), reconciler, config.started_with, status, seed);
     let dialer = Dialer::new(config.endpoints);
@@ -172,7 +172,8 @@ impl Agent {
 
     fn lost(&mut self, lost: &Lost) {
         let now = self.now();
-        if !self.machine.lost(lost, self.dialer.endpoint(), now) {
+        let stood = self.machine.lost(lost, self.dialer.endpoint(), now);
+        if !stood || lost.member_fails() {
             self.dialer.failed();
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::connect::{Dialer, Endpoints};
-use crate::keys::{FREE, Family, HostKeys, Key, Name, SlotId, SlotValue};
+use crate::keys::{FREE, Family, Key, Name, SlotId, SlotValue};
 use crate::link::{Link, Lost, Outcome};
 use crate::schedule::Backoff;
 use crate::txn::{Guard, KeyOp, KeyTxn};
@@ -36,7 +36,7 @@ pub async fn wait_for_configuration(
     host: &Name,
     other_than: Option<i64>,
 ) -> Configuration {
-    let keys = HostKeys::new(host.clone());
+    let keys = endpoints.keys(host.clone());
     let mut dialer = Dialer::new(endpoints.clone());
     let mut pauses = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
     let mut said_unreachable = false;
@@ -203,22 +203,27 @@ fn unreachable(endpoints: &Endpoints, reason: Lost) -> ConfigError {
 }
 
 /// The first member that answers, and the host's keys. Every member gets two tries, for names with
-/// an address of either family.
+/// an address of either family. Of several failures the one that says what to do is reported.
 async fn reach(endpoints: &Endpoints, host: &Name) -> Result<(Link, Listing), ConfigError> {
     let mut dialer = Dialer::new(endpoints.clone());
     let mut tries_left = 2 * endpoints.len();
+    let mut told: Option<Lost> = None;
     loop {
         let attempt = async {
-            let mut link = Link::dial(&dialer, HostKeys::new(host.clone())).await?;
+            let mut link = Link::dial(&dialer, endpoints.keys(host.clone())).await?;
             let listing = link.list().await?;
-            Ok((link, listing))
+            Ok::<_, Lost>((link, listing))
         };
         match attempt.await {
             Ok(reached) => return Ok(reached),
-            Err(reason) if tries_left <= 1 => return Err(unreachable(endpoints, reason)),
-            Err(_) => {
+            Err(reason) if reason.denied() => return Err(unreachable(endpoints, reason)),
+            Err(reason) => {
                 tries_left -= 1;
                 dialer.failed();
+                if tries_left == 0 {
+                    return Err(unreachable(endpoints, told.unwrap_or(reason)));
+                }
+                told = told.or_else(|| Some(reason).filter(Lost::has_remedy));
             }
         }
     }

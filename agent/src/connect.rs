@@ -1,27 +1,31 @@
-//! From `http://name:port,...` to a connection: endpoints, host names, one member at a time.
+//! From `https://name:port,...` to a connection: endpoints, TLS, login, one member at a time.
 //!
-//! Used by the agent's task and by `spp config`. Names are resolved here, by a resolver that reads
-//! the hosts file and resolv.conf itself: the C library's own one loads shared objects at run time,
-//! which a static binary cannot count on.
+//! Used by the agent's task, by the node key's and by `spp config`.
 
+use std::error::Error as _;
 use std::fmt;
-use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions};
-use hickory_resolver::config::ResolverConfig;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{Hosts, Resolver, system_conf};
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+
+use crate::keys::{HostKeys, Name, Root};
+use crate::resolve::{NameFiles, ResolveError};
+use crate::secret::Secret;
+use crate::tls::{self, TlsError, TlsFiles};
 
 /// The port of an endpoint that names none.
 const DEFAULT_PORT: u16 = 2379;
 
-/// Longest time for a name to resolve and for a TCP connection to stand.
+/// Longest time for a TCP connection to stand.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Longest time for connecting with a user and password: etcd hashes the password slowly on purpose.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest text taken over from an answer, in characters.
+const REASON_MAX_CHARS: usize = 300;
 
 /// What is wrong with an `--etcd` value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,52 +33,117 @@ pub enum EndpointError {
     /// Nothing there.
     #[error("no etcd endpoint given: write http://HOST:2379, several separated by commas")]
     Empty,
-    /// TLS is asked for.
-    #[error("{0:?}: etcd over TLS is not supported yet, use http://")]
-    Tls(String),
     /// Not an endpoint.
-    #[error("{0:?} is not an etcd endpoint: write http://HOST:PORT, IPv6 addresses in brackets")]
+    #[error(
+        "{0:?} is not an etcd endpoint: write http://HOST:PORT or https://HOST:PORT, IPv6 addresses in brackets"
+    )]
     Malformed(String),
 }
 
 /// Why a member cannot be reached.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The host name has no address.
-    #[error(
-        "host name {name} does not resolve: {reason} (looked in {hosts} and asked the servers of {resolv_conf})"
-    )]
-    Resolve {
-        /// The name.
-        name: String,
-        /// What the resolver says.
-        reason: String,
-        /// Path of the hosts file.
-        hosts: String,
-        /// Path of the resolver configuration.
-        resolv_conf: String,
-    },
-    /// The client library refuses.
-    #[error("{endpoint}: {reason}")]
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The files of `--etcd-ca` and its like are no use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The client library or the member refuses.
+    #[error("{endpoint}: {fault}")]
     Client {
         /// Which member.
         endpoint: String,
         /// What it says.
-        reason: String,
+        fault: Fault,
     },
+    /// No answer to user and password.
+    #[error("{endpoint}: the login was not answered within {LOGIN_DEADLINE:?}")]
+    Login {
+        /// Which member.
+        endpoint: String,
+    },
+}
+
+/// What the client library says of a failed request, with its cause and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}{}", .remedy.as_ref().map(|remedy| format!(" ({remedy})")).unwrap_or_default())]
+pub struct Fault {
+    text: String,
+    remedy: Option<String>,
+    denied: bool,
+}
+
+impl Fault {
+    /// The member was reached, and does not let us.
+    pub fn denied(&self) -> bool {
+        self.denied
+    }
+
+    /// It is known what to do about it.
+    pub fn has_remedy(&self) -> bool {
+        self.remedy.is_some()
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        let (mut text, mut cause) = match &error {
+            Error::GRpcStatus(status) => (status.message().to_string(), status.source()),
+            Error::TransportError(error) => (error.to_string(), error.source()),
+            other => (other.to_string(), None),
+        };
+        while let Some(error) = cause {
+            let said = error.to_string();
+            if !text.contains(&said) {
+                text = format!("{text}: {said}");
+            }
+            cause = error.source();
+        }
+        let text: String = text.chars().filter(|c| !c.is_control()).take(REASON_MAX_CHARS).collect();
+        let denial = denial(&text);
+        let remedy = denial.map(str::to_string).or_else(|| tls::remedy(&text, "--etcd"));
+        let remedy = remedy.or_else(|| hung_up(&text).map(str::to_string));
+        Fault { remedy, denied: denial.is_some(), text }
+    }
+}
+
+/// A server that misses its client's certificate may close before its reason is read.
+fn hung_up(text: &str) -> Option<&'static str> {
+    let remedy = "the member hung up: if that goes on, it wants https://, or a certificate: give --etcd-cert and --etcd-key";
+    ["broken pipe", "reset by peer", "connection closed"]
+        .iter()
+        .any(|word| text.contains(word))
+        .then_some(remedy)
+}
+
+/// What to do about etcd's words for "you may not".
+fn denial(text: &str) -> Option<&'static str> {
+    let remedies = [
+        ("invalid user ID or password", "check --etcd-user and its password"),
+        ("user name is empty", "this etcd wants a user: give --etcd-user and its password"),
+        ("authentication is not enabled", "this etcd knows no users: leave --etcd-user away"),
+        (
+            "permission denied",
+            "grant the user's role read and write on the prefix of --etcd-prefix and of --node-prefix",
+        ),
+    ];
+    remedies.iter().find(|(word, _)| text.contains(word)).map(|(_, remedy)| *remedy)
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Endpoint {
+    tls: bool,
     host: String,
     port: u16,
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
         match self.host.parse::<Ipv6Addr>() {
-            Ok(ip) => write!(f, "http://[{ip}]:{}", self.port),
-            Err(_) => write!(f, "http://{}:{}", self.host, self.port),
+            Ok(ip) => write!(f, "{scheme}://[{ip}]:{}", self.port),
+            Err(_) => write!(f, "{scheme}://{}:{}", self.host, self.port),
         }
     }
 }
@@ -84,10 +153,10 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Endpoint, EndpointError> {
         let malformed = || EndpointError::Malformed(text.chars().take(80).collect());
-        if text.starts_with("https://") {
-            return Err(EndpointError::Tls(text.chars().take(80).collect()));
-        }
-        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let (tls, rest) = match text.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix("http://").unwrap_or(text)),
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (host, port) = match rest.strip_prefix('[').map(|v6| v6.split_once(']')) {
             Some(Some((host, port))) => {
@@ -108,30 +177,19 @@ impl FromStr for Endpoint {
         if host.is_empty() || host.len() > 253 || !host.bytes().all(plain) {
             return Err(malformed());
         }
-        Ok(Endpoint { host, port })
+        Ok(Endpoint { tls, host, port })
     }
 }
 
-/// Where host names are looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NameFiles {
-    /// Names given by hand, first in order.
-    pub hosts: PathBuf,
-    /// The DNS servers and search domains. Without the file only `hosts` counts.
-    pub resolv_conf: PathBuf,
-}
-
-impl Default for NameFiles {
-    fn default() -> NameFiles {
-        NameFiles { hosts: "/etc/hosts".into(), resolv_conf: "/etc/resolv.conf".into() }
-    }
-}
-
-/// The members of an etcd cluster, as the operator names them.
+/// An etcd cluster as the operator names it: its members, how one is let in, and below which prefix
+/// our keys are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints {
     list: Vec<Endpoint>,
     name_files: NameFiles,
+    tls: TlsFiles,
+    login: Option<(String, Secret)>,
+    root: Root,
 }
 
 impl FromStr for Endpoints {
@@ -143,7 +201,8 @@ impl FromStr for Endpoints {
         if list.is_empty() {
             return Err(EndpointError::Empty);
         }
-        Ok(Endpoints { list, name_files: NameFiles::default() })
+        let (name_files, tls) = (NameFiles::default(), TlsFiles::default());
+        Ok(Endpoints { list, name_files, tls, login: None, root: Root::default() })
     }
 }
 
@@ -163,57 +222,38 @@ impl Endpoints {
         self.list.len()
     }
 
+    /// True if any of them is https://.
+    pub fn any_tls(&self) -> bool {
+        self.list.iter().any(|endpoint| endpoint.tls)
+    }
+
     /// Looks names up in other files than the system's.
     pub fn with_name_files(mut self, name_files: NameFiles) -> Endpoints {
         self.name_files = name_files;
         self
     }
 
-    /// The addresses of one host name, each once; an address stands for itself. Reads the files anew,
-    /// so that a name entered while we wait for etcd is found.
-    async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, DialError> {
-        if let Ok(ip) = host.parse() {
-            return Ok(vec![ip]);
-        }
-        let fail = |reason: String| DialError::Resolve {
-            name: host.into(),
-            reason,
-            hosts: self.name_files.hosts.display().to_string(),
-            resolv_conf: self.name_files.resolv_conf.display().to_string(),
-        };
-        let resolver = self.resolver().map_err(|error| fail(error.to_string()))?;
-        let found = tokio::time::timeout(CONNECT_DEADLINE, resolver.lookup_ip(host)).await;
-        let found = found.map_err(|_| fail(format!("no answer within {CONNECT_DEADLINE:?}")))?;
-        let mut addresses: Vec<IpAddr> = found.map_err(|error| fail(error.to_string()))?.iter().collect();
-        addresses.sort();
-        addresses.dedup();
-        if addresses.is_empty() {
-            return Err(fail("it has no address".into()));
-        }
-        Ok(addresses)
+    /// Files for the members that are https://.
+    pub fn with_tls(mut self, tls: TlsFiles) -> Endpoints {
+        self.tls = tls;
+        self
     }
 
-    fn resolver(&self) -> Result<Resolver<TokioRuntimeProvider>, hickory_resolver::net::NetError> {
-        let conf = fs::read(&self.name_files.resolv_conf).ok();
-        let parsed = conf.and_then(|conf| system_conf::parse_resolv_conf(conf).ok());
-        let (config, options) = match parsed {
-            Some((config, options)) => (config, Some(options)),
-            None => (ResolverConfig::from_parts(None, vec![], vec![]), None),
-        };
-        let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
-        if let Some(options) = options {
-            *builder.options_mut() = options;
-        }
-        // The system's hosts file is not read behind our back: it is the one named here that counts.
-        builder.options_mut().use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
-        let mut resolver = builder.build()?;
-        let mut hosts = Hosts::default();
-        if let Ok(text) = fs::read(&self.name_files.hosts) {
-            // A broken line in it spoils no other name.
-            let _ = hosts.read_hosts_conf(&text[..]);
-        }
-        resolver.set_hosts(Arc::new(hosts));
-        Ok(resolver)
+    /// Logs in as this user.
+    pub fn with_login(mut self, user: impl Into<String>, password: Secret) -> Endpoints {
+        self.login = Some((user.into(), password));
+        self
+    }
+
+    /// Keeps our keys below another prefix.
+    pub fn with_root(mut self, root: Root) -> Endpoints {
+        self.root = root;
+        self
+    }
+
+    /// The keys of a host there.
+    pub fn keys(&self, host: Name) -> HostKeys {
+        HostKeys::under(self.root.clone(), host)
     }
 }
 
@@ -246,22 +286,47 @@ impl Dialer {
     }
 
     /// A client of the member whose turn it is. One member only, so that keys, transactions and watch
-    /// share one connection and fail together. It connects with the first request.
+    /// share one connection and fail together. It connects with the first request, or to log in.
     pub async fn dial(&self) -> Result<Client, DialError> {
         let endpoint = self.current();
-        let addresses = self.endpoints.resolve(&endpoint.host).await?;
-        let round = self.n_failed / self.endpoints.list.len();
-        let address = SocketAddr::new(addresses[round % addresses.len()], endpoint.port);
+        let address = self.address().await?;
         // http/2 pings find a dead peer even when no request is under way. Etcd throws out clients that
         // ping more often than every 5 s.
-        let options = ConnectOptions::new()
+        let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
             .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        let client = Client::connect([format!("http://{address}")], Some(options)).await;
-        client
-            .map_err(|error| DialError::Client { endpoint: endpoint.to_string(), reason: error.to_string() })
+        if let Some((user, password)) = &self.endpoints.login {
+            // A token that has expired is renewed by the library with the request that finds out.
+            options = options.with_user(user, password.reveal()).with_auto_token_refresh(true);
+        }
+        if endpoint.tls {
+            options = options.with_tls(self.tls_options(&endpoint.host)?);
+        }
+        let scheme = if endpoint.tls { "https" } else { "http" };
+        let connect = Client::connect([format!("{scheme}://{address}")], Some(options));
+        let client = tokio::time::timeout(LOGIN_DEADLINE, connect).await;
+        let client = client.map_err(|_| DialError::Login { endpoint: endpoint.to_string() })?;
+        client.map_err(|error| DialError::Client { endpoint: endpoint.to_string(), fault: error.into() })
+    }
+
+    /// The address that is dialled: of a name with several, the next one each round.
+    pub(crate) async fn address(&self) -> Result<SocketAddr, DialError> {
+        let endpoint = self.current();
+        let addresses: Vec<IpAddr> = self.endpoints.name_files.resolve(&endpoint.host).await?;
+        let round = self.n_failed / self.endpoints.list.len();
+        Ok(SocketAddr::new(addresses[round % addresses.len()], endpoint.port))
+    }
+
+    /// The address is dialled, but it is the name that the certificate must have.
+    fn tls_options(&self, host: &str) -> Result<TlsOptions, DialError> {
+        let files = self.endpoints.tls.read("--etcd-ca")?;
+        let options = TlsOptions::new().ca_certificate(Certificate::from_pem(files.ca)).domain_name(host);
+        Ok(match files.identity {
+            Some((cert, key)) => options.identity(Identity::from_pem(cert, key)),
+            None => options,
+        })
     }
 
     fn current(&self) -> &Endpoint {
@@ -282,6 +347,7 @@ mod tests {
             ("[::1]:2380", "http://[::1]:2380"),
             ("http://[fe80::1]", "http://[fe80::1]:2379"),
             ("http://a:1, http://b:2,", "http://a:1,http://b:2"),
+            ("https://etcd.lab", "https://etcd.lab:2379"),
         ] {
             assert_eq!(text.parse::<Endpoints>().unwrap().to_string(), want);
         }
@@ -291,9 +357,9 @@ mod tests {
     fn malformed_endpoints_are_refused() {
         assert_eq!("".parse::<Endpoints>(), Err(EndpointError::Empty));
         assert_eq!(" , ".parse::<Endpoints>(), Err(EndpointError::Empty));
-        assert!(matches!("https://a:2379".parse::<Endpoints>(), Err(EndpointError::Tls(_))));
         for text in [
-            "http://", ":2379", "a:0", "a:99999", "a:b", "a:1/x", "[::1", "[x]:1", "[::1]1", "ftp://a", "a b",
+            "http://", ":2379", "a:0", "a:99999", "a:b", "a:1/x", "[::1", "[x]:1", "[::1]1", "ftp://a",
+            "a b", "https://",
         ] {
             assert!(matches!(text.parse::<Endpoints>(), Err(EndpointError::Malformed(_))), "{text}");
         }
@@ -308,5 +374,25 @@ mod tests {
             dialer.failed();
         }
         assert_eq!(seen, ["http://a:2379", "http://b:2379", "http://a:2379"]);
+    }
+
+    #[test]
+    fn refusals_and_broken_trust_say_what_to_do() {
+        let fault = |text: &str| Fault::from(Error::WatchError(text.into()));
+        let wrong = fault("etcdserver: authentication failed, invalid user ID or password");
+        assert!(
+            wrong.denied() && wrong.to_string().ends_with("(check --etcd-user and its password)"),
+            "{wrong}"
+        );
+        let untrusted = fault("invalid peer certificate: UnknownIssuer");
+        assert!(!untrusted.denied() && untrusted.to_string().contains("--etcd-ca"), "{untrusted}");
+        let other = fault("tcp connect error\n: refused");
+        assert_eq!(other.to_string(), "watch error: tcp connect error: refused");
+    }
+
+    #[test]
+    fn a_login_is_not_printed() {
+        let endpoints = "a".parse::<Endpoints>().unwrap().with_login("root", Secret::new("hunter2"));
+        assert!(!format!("{endpoints:?} {endpoints}").contains("hunter2"));
     }
 }

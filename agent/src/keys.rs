@@ -14,8 +14,11 @@ mod info;
 
 pub use info::{BindPort, InfoError, TapInfo};
 
-/// Everything shared with the control node lives below this.
-pub const ROOT: &str = "/spp/openstack/";
+/// Below which prefix the keys are, unless the operator says otherwise.
+pub const DEFAULT_PREFIX: &str = "/spp";
+
+/// What stands between the prefix and the family.
+const BRANCH: &str = "/openstack/";
 
 /// The value of a vhost or mirror key nobody uses: these four bytes.
 pub const FREE: &str = "None";
@@ -26,7 +29,45 @@ pub const UP: &str = "up";
 /// Longest name (host, port id, physical network), in bytes.
 const NAME_MAX_BYTES: usize = 255;
 
-/// A key family: the word after [`ROOT`].
+/// Everything shared with the control node lives below this: the operator's prefix and `/openstack/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root(Arc<str>);
+
+/// Why a text can be no prefix of keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no prefix of etcd keys: write /NAME or /NAME/NAME, of the characters A-Z a-z 0-9 . _ - : @ +"
+)]
+pub struct PrefixError(String);
+
+/// Checks a prefix of keys: path elements behind slashes, a last slash is dropped.
+pub fn prefix(text: &str) -> Result<String, PrefixError> {
+    let malformed = || PrefixError(text.chars().take(64).collect());
+    let trimmed = text.strip_suffix('/').unwrap_or(text);
+    let elements = trimmed.strip_prefix('/').ok_or_else(malformed)?;
+    if elements.split('/').all(|element| Name::new(element).is_ok()) {
+        Ok(trimmed.to_string())
+    } else {
+        Err(malformed())
+    }
+}
+
+impl Default for Root {
+    fn default() -> Root {
+        Root(format!("{DEFAULT_PREFIX}{BRANCH}").into())
+    }
+}
+
+impl std::str::FromStr for Root {
+    type Err = PrefixError;
+
+    /// Reads the operator's prefix, such as `/spp`.
+    fn from_str(text: &str) -> Result<Root, PrefixError> {
+        Ok(Root(format!("{}{BRANCH}", prefix(text)?).into()))
+    }
+}
+
+/// A key family: the word after the [`Root`].
 ///
 /// The architecture document's table swaps the rows of bind_port and port_status (and of tap_info
 /// and tap_status); the comments here say what the control node really does.
@@ -254,13 +295,19 @@ impl fmt::Display for Subject {
 /// Spells and reads the keys of one host.
 #[derive(Debug, Clone)]
 pub struct HostKeys {
+    root: Root,
     host: Name,
 }
 
 impl HostKeys {
-    /// Keys of `host`.
+    /// Keys of `host` where they usually are.
     pub fn new(host: Name) -> HostKeys {
-        HostKeys { host }
+        HostKeys::under(Root::default(), host)
+    }
+
+    /// Keys of `host` below `root`.
+    pub fn under(root: Root, host: Name) -> HostKeys {
+        HostKeys { root, host }
     }
 
     /// The host these keys belong to.
@@ -272,8 +319,8 @@ impl HostKeys {
     /// the configuration, which has no deeper level, is the whole key.
     pub fn prefix(&self, family: Family) -> String {
         match family {
-            Family::Configuration => format!("{ROOT}{}/{}", family.word(), self.host),
-            _ => format!("{ROOT}{}/{}/", family.word(), self.host),
+            Family::Configuration => format!("{}{}/{}", self.root.0, family.word(), self.host),
+            _ => format!("{}{}/{}/", self.root.0, family.word(), self.host),
         }
     }
 

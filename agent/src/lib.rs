@@ -14,14 +14,18 @@ mod journal;
 pub mod keys;
 pub mod link;
 pub mod machine;
+pub mod node_key;
 pub mod reconcile;
+pub mod resolve;
 pub mod schedule;
+pub mod secret;
 #[cfg(test)]
 mod simulation;
 mod state;
 pub mod status;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 pub mod txn;
 pub mod view;
 
@@ -30,7 +34,11 @@ pub use configuration::{
     ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show,
     wait_for_configuration,
 };
-pub use connect::{EndpointError, Endpoints, NameFiles};
+pub use connect::{EndpointError, Endpoints};
 pub use dataplane::{DataPlane, DataPlaneError, Layout, Place, Plug, Tap, TapDirection, Wiring};
-pub use keys::{Name, SlotId, Subject};
-pub use status::{AgentStatus, EtcdStatus, PortReport, PortState, StatusCell, TapReport};
+pub use keys::{Name, Root, SlotId, Subject};
+pub use node_key::NodeKey;
+pub use resolve::NameFiles;
+pub use secret::{Secret, SecretError};
+pub use status::{AgentStatus, EtcdStatus, NodeKeyStatus, PortReport, PortState, StatusCell, TapReport};
+pub use tls::TlsFiles;

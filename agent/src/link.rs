@@ -11,7 +11,7 @@ use etcd_client::{
     WatchOptions, WatchStream,
 };
 
-use crate::connect::{DialError, Dialer};
+use crate::connect::{DialError, Dialer, Fault};
 use crate::keys::{Family, HostKeys, Key};
 use crate::txn::{Guard, KeyOp, KeyTxn};
 use crate::view::{Change, KeyValue, Listing};
@@ -35,16 +35,16 @@ pub enum Lost {
     Dial(#[from] DialError),
     /// A request failed.
     #[error("{0} failed: {1}")]
-    Request(&'static str, Error),
+    Request(&'static str, Fault),
     /// No answer: the member hangs, or the connection is dead without saying so.
     #[error("{0} was not answered within {1:?}")]
     Deadline(&'static str, Duration),
     /// The watch's start is no longer in etcd's history.
     #[error("the history since revision {0} is compacted")]
     Compacted(i64),
-    /// The member ended the watch.
-    #[error("the watch was ended: {0}")]
-    WatchEnded(String),
+    /// The member ended the watch, or the lease.
+    #[error("ended by the member: {0}")]
+    Ended(String),
     /// The member shows an older or another state than before.
     #[error("etcd went back: it is at revision {now}, it was at {before}")]
     WentBack {
@@ -61,6 +61,30 @@ pub enum Lost {
     Nonsense(&'static str),
 }
 
+impl Lost {
+    /// A member was reached, and does not let us.
+    pub fn denied(&self) -> bool {
+        match self {
+            Lost::Request(_, fault) | Lost::Dial(DialError::Client { fault, .. }) => fault.denied(),
+            _ => false,
+        }
+    }
+
+    /// Says what to do: worth more than a refused connection.
+    pub fn has_remedy(&self) -> bool {
+        match self {
+            Lost::Request(_, fault) | Lost::Dial(DialError::Client { fault, .. }) => fault.has_remedy(),
+            Lost::Dial(DialError::Resolve(_) | DialError::Tls(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// The member itself seems to be the trouble: another one may do better.
+    pub fn member_fails(&self) -> bool {
+        !matches!(self, Lost::WentBack { .. } | Lost::Compacted(_))
+    }
+}
+
 /// How a transaction went.
 #[derive(Debug)]
 pub enum Outcome {
@@ -72,7 +96,7 @@ pub enum Outcome {
 
 async fn in_time<T>(what: &'static str, request: impl Future<Output = Result<T, Error>>) -> Result<T, Lost> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
-        Ok(answer) => answer.map_err(|error| Lost::Request(what, error)),
+        Ok(answer) => answer.map_err(|error| Lost::Request(what, error.into())),
         Err(_) => Err(Lost::Deadline(what, REQUEST_DEADLINE)),
     }
 }
@@ -233,13 +257,13 @@ impl Watch {
     /// The next changes, in etcd's order per family. Waits as long as nothing changes; may be dropped
     /// and called again without losing any.
     pub async fn next(&mut self) -> Result<Vec<Change>, Lost> {
-        let message = self.stream.message().await.map_err(|error| Lost::Request("watch", error))?;
-        let message = message.ok_or_else(|| Lost::WatchEnded("the member closed the stream".into()))?;
+        let message = self.stream.message().await.map_err(|error| Lost::Request("watch", error.into()))?;
+        let message = message.ok_or_else(|| Lost::Ended("the member closed the stream".into()))?;
         if message.compact_revision() != 0 {
             return Err(Lost::Compacted(message.compact_revision()));
         }
         if message.canceled() {
-            return Err(Lost::WatchEnded(message.cancel_reason().chars().take(200).collect()));
+            return Err(Lost::Ended(message.cancel_reason().chars().take(200).collect()));
         }
         let change = |event: &etcd_client::Event| {
             let kv = event.kv()?;

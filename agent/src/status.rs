@@ -78,11 +78,24 @@ pub struct EtcdStatus {
     pub last_error: Option<String>,
 }
 
+/// The key that shows that this node is alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeKeyStatus {
+    /// The full key.
+    pub key: String,
+    /// It is there and its lease is kept.
+    pub held: bool,
+    /// Why it was not kept, most recently.
+    pub last_error: Option<String>,
+}
+
 /// The agent as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AgentStatus {
     /// The connection to etcd.
     pub etcd: EtcdStatus,
+    /// The node's key; null when none is wanted.
+    pub node_key: Option<NodeKeyStatus>,
     /// The configuration key no longer says what the node was built from: restart to apply it.
     pub configuration_changed: bool,
     /// The node itself did not answer, most recently.

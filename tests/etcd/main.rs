@@ -7,6 +7,7 @@ mod configuration;
 mod faults;
 mod keys;
 mod names;
+mod secure;
 mod support;
 
 use std::sync::Arc;

@@ -189,7 +189,7 @@ proptest::proptest! {
         family in 0usize..9, host in "spp4|spp40|spp", rest in "[a-z0-9/._ \\n\u{e4}-]{0,12}(/[0-9]{1,3})?",
     ) {
         let keys = keys("spp4");
-        let text = format!("{ROOT}{}/{host}/{rest}", Family::ALL[family].word());
+        let text = format!("/spp/openstack/{}/{host}/{rest}", Family::ALL[family].word());
         if let Some(key) = keys.parse(text.as_bytes()) {
             assert_eq!(keys.spell(&key), text);
             assert_eq!(host, "spp4");
@@ -212,5 +212,17 @@ proptest::proptest! {
         let plug = Plug { vhost, mac, vlan };
         let read = BindPort::parse(BindPort::write(&plug).as_bytes());
         assert_eq!(read, Ok(BindPort { plug, lenient: false }));
+    }
+}
+
+#[test]
+fn keys_live_below_the_operators_prefix() {
+    let keys = HostKeys::under("/cloud-7/spp/".parse().unwrap(), Name::new("h").unwrap());
+    assert_eq!(keys.spell(&Key::Configuration), "/cloud-7/spp/openstack/configuration/h");
+    assert_eq!(keys.parse(b"/cloud-7/spp/openstack/configuration/h"), Some(Key::Configuration));
+    assert_eq!(keys.parse(b"/spp/openstack/configuration/h"), None);
+    assert_eq!("/spp".parse(), Ok(Root::default()));
+    for bad in ["", "/", "spp", "//", "/a//b", "/a b", "/a\n"] {
+        assert!(bad.parse::<Root>().is_err(), "{bad:?}");
     }
 }

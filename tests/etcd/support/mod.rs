@@ -1,6 +1,8 @@
 //! What the etcd tests run against: a real server, the driver's side of the keys, a node that
 //! records, a wire that can be cut.
 
+pub mod certificates;
+pub mod cluster;
 pub mod driver;
 pub mod node;
 pub mod proxy;

@@ -15,9 +15,18 @@ pub struct Etcd {
     peer_port: u16,
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
+}
+
+/// Says that the test is skipped where there is no etcd.
+pub fn binary_is_there(test: &str) -> bool {
+    let run = Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if run.is_err() {
+        println!("SKIPPED: {test}: there is no etcd binary (Debian package etcd-server)");
+    }
+    run.is_ok()
 }
 
 impl Etcd {
@@ -29,9 +38,7 @@ impl Etcd {
 
     /// Ports and directory, nothing running yet.
     pub fn prepare(test: &str) -> Option<Etcd> {
-        if Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-        {
-            println!("SKIPPED: {test}: there is no etcd binary (Debian package etcd-server)");
+        if !binary_is_there(test) {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
