@@ -125,7 +125,7 @@ fn denial(text: &str) -> Option<&'static str> {
         ("authentication is not enabled", "this etcd knows no users: leave --etcd-user away"),
         (
             "permission denied",
-            "grant the user's role read and write on the prefix of --etcd-prefix and of --node-prefix",
+            "grant the user's role read and write on the prefix of --etcd-prefix and of --node-prefix; without --etcd-user the user is the name in our certificate",
         ),
     ];
     remedies.iter().find(|(word, _)| text.contains(word)).map(|(_, remedy)| *remedy)

@@ -44,7 +44,7 @@ pub enum Lost {
     Compacted(i64),
     /// The member ended the watch, or the lease.
     #[error("ended by the member: {0}")]
-    Ended(String),
+    WatchEnded(String),
     /// The member shows an older or another state than before.
     #[error("etcd went back: it is at revision {now}, it was at {before}")]
     WentBack {
@@ -258,12 +258,12 @@ impl Watch {
     /// and called again without losing any.
     pub async fn next(&mut self) -> Result<Vec<Change>, Lost> {
         let message = self.stream.message().await.map_err(|error| Lost::Request("watch", error.into()))?;
-        let message = message.ok_or_else(|| Lost::Ended("the member closed the stream".into()))?;
+        let message = message.ok_or_else(|| Lost::WatchEnded("the member closed the stream".into()))?;
         if message.compact_revision() != 0 {
             return Err(Lost::Compacted(message.compact_revision()));
         }
         if message.canceled() {
-            return Err(Lost::Ended(message.cancel_reason().chars().take(200).collect()));
+            return Err(Lost::WatchEnded(message.cancel_reason().chars().take(200).collect()));
         }
         let change = |event: &etcd_client::Event| {
             let kv = event.kv()?;

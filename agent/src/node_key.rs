@@ -163,8 +163,8 @@ async fn renew(keeper: &mut LeaseKeeper, answers: &mut LeaseKeepAliveStream) -> 
     let answer = in_time("renewing the lease", answers.message()).await?;
     match answer {
         Some(answer) if answer.ttl() > 0 => Ok(()),
-        Some(_) => Err(Lost::Ended("the lease has expired".into())),
-        None => Err(Lost::Ended("the member closed the stream".into())),
+        Some(_) => Err(Lost::WatchEnded("the lease has expired".into())),
+        None => Err(Lost::WatchEnded("the member closed the stream".into())),
     }
 }
 

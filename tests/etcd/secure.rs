@@ -110,7 +110,7 @@ async fn whoever_is_not_let_in_is_told_what_to_do() {
     let (code, text) = spp(&["--etcd-user", USER], Some("wrong"));
     assert!(code == Some(4) && text.contains("check --etcd-user"), "{text}");
     let (code, text) = spp(&[], None);
-    assert!(code == Some(4) && text.contains("give --etcd-user"), "{text}");
+    assert!(code == Some(4) && text.contains("without --etcd-user"), "{text}");
     let file = cluster.ca.file.with_file_name("password");
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     let from_file = ["--etcd-user", USER, "--etcd-password-file", file.to_str().unwrap()];
