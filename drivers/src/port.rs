@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::burst::Burst;
 use crate::dma::{Pool, PoolCache};
 use crate::mac::MacAddr;
+use crate::offload::Offloads;
 use crate::stats::SharedStats;
 
 /// The receiving half of a queue. One thread owns it at a time: `Send`, never shared.
@@ -32,6 +33,13 @@ pub trait TxQueue: Send {
     /// left `from`. A queue that can't deliver at all (link down, guest not connected) takes and
     /// frees all of them and counts each with its reason. Never blocks.
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize;
+
+    /// Work that may be left undone in frames for this queue, at this moment: whoever sends asks when it has a frame with
+    /// [work](crate::dma::PacketBuf::has_offload), and does in software what is missing here. A frame with
+    /// more work than that is left in `from` by `tx_burst`. A driver whose hardware can do some says so here.
+    fn offloads(&mut self) -> Offloads {
+        Offloads::NONE
+    }
 
     /// As [`RxQueue::poll_control`]; also gives sent buffers back to the pool.
     fn poll_control(&mut self) {}

@@ -2,6 +2,7 @@
 
 use crate::burst::Burst;
 use crate::dma::{PacketBuf, PoolCache};
+use crate::offload::Offloads;
 use crate::port::{RxQueue, TxQueue};
 use crate::spsc::{self, Consumer, Producer};
 use crate::stats::{QueueStats, SharedStats};
@@ -38,6 +39,11 @@ impl TxQueue for RingTx {
         self.ring.push_burst(n, packets);
         self.stats.moved(n, bytes);
         n
+    }
+
+    /// Frames keep their work: whoever takes them out of the ring sends them on.
+    fn offloads(&mut self) -> Offloads {
+        Offloads::ALL
     }
 
     fn stats(&self) -> SharedStats {

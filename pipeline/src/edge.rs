@@ -9,6 +9,7 @@ use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats};
 
 use crate::frame::{self, ETHERNET_BYTES};
+use crate::offload;
 use crate::plan::{RxEdge, TxEdge, VlanOp, WhenFull};
 use crate::stats::ComponentStats;
 
@@ -29,6 +30,8 @@ pub(crate) struct TxHalf {
     pub since: Option<u64>,
     /// Merge: the input served first next time.
     pub cursor: u16,
+    /// Segments of a long frame made at a time, in software; 0 is a burst.
+    pub step: u8,
     /// As [`RxHalf::faulty`].
     pub faulty: bool,
 }
@@ -191,26 +194,46 @@ pub(crate) fn flush(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
     if half.pending.is_empty() {
         return;
     }
-    offer(half, books.pool, |sent, bytes| {
-        books.ledger.tx += sent as u64;
-        edge.stats.moved(sent, bytes);
-    });
-    if half.pending.is_empty() {
+    let offered = offer(edge, half, books);
+    if half.pending.is_empty() || offered == Offered::Paused {
         half.since = None;
     } else {
         refused(edge, half, books);
     }
 }
 
-/// Offers the pending burst to the queue once; reports what left it.
+/// What came of offering the pending burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// The queue took what it could.
+    Once,
+    /// The queue took everything so far; there is work left for the next turn.
+    Paused,
+}
+
+/// Offers the pending burst to the queue, after the checksum and segmentation work that the queue can't leave to others.
 #[inline(always)]
-fn offer(half: &mut TxHalf, pool: &mut PoolCache, report: impl FnOnce(usize, u64)) {
-    let Some(queue) = &mut half.queue else { return };
-    let (n, bytes) = (half.pending.len(), half.pending.bytes());
-    queue.tx_burst(pool, &mut half.pending);
-    let left = half.pending.len();
-    let left_bytes = if left == 0 { 0 } else { half.pending.bytes() };
-    report(n.saturating_sub(left), bytes.saturating_sub(left_bytes));
+fn offer(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) -> Offered {
+    let Some(queue) = &mut half.queue else { return Offered::Once };
+    // One bit of each frame, and nothing more for frames without work.
+    if half.pending.iter().fold(false, |any, packet| any | packet.has_offload()) {
+        return offload::offer(edge, half, books);
+    }
+    send(queue.as_mut(), &mut half.pending, edge, books);
+    Offered::Once
+}
+
+/// Sends from the front of `burst` and books what left it; returns how many.
+#[inline(always)]
+pub(crate) fn send(queue: &mut dyn TxQueue, burst: &mut Burst, edge: &TxEdge, books: &mut Books) -> usize {
+    let (n, bytes) = (burst.len(), burst.bytes());
+    queue.tx_burst(books.pool, burst);
+    let left = burst.len();
+    let left_bytes = if left == 0 { 0 } else { burst.bytes() };
+    let sent = n.saturating_sub(left);
+    books.ledger.tx += sent as u64;
+    edge.stats.moved(sent, bytes.saturating_sub(left_bytes));
+    sent
 }
 
 /// The queue left some of the burst.
@@ -242,10 +265,7 @@ pub(crate) fn close(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
     if half.pending.is_empty() {
         return;
     }
-    offer(half, books.pool, |sent, bytes| {
-        books.ledger.tx += sent as u64;
-        edge.stats.moved(sent, bytes);
-    });
+    offer(edge, half, books);
     if !half.pending.is_empty() {
         drop_pending(&edge.stats, half, books, DropReason::ComponentGone);
     }

@@ -26,6 +26,7 @@ mod merger;
 mod mirror;
 pub mod names;
 pub mod node;
+mod offload;
 pub mod plan;
 pub mod stats;
 pub mod status;

@@ -76,8 +76,12 @@ pub struct ComponentStats {
     pub rx_packets: Counter,
     /// Packets handed to all outputs.
     pub tx_packets: Counter,
-    /// Packets made of others: of group frames, and by mirrors.
+    /// Packets made of others: copies of group frames, of mirrors, and all but the last segment of a long frame.
     pub copies: Counter,
+    /// Long frames cut into segments in software.
+    pub segmented: Counter,
+    /// Checksums completed in software.
+    pub checksummed: Counter,
     drops: [Counter; N_REASONS],
     held: AtomicU64,
     bursts: [Counter; BURST_BUCKETS.len()],
@@ -118,6 +122,8 @@ impl ComponentStats {
             rx_packets: self.rx_packets.get(),
             tx_packets: self.tx_packets.get(),
             copies: self.copies.get(),
+            segmented: self.segmented.get(),
+            checksummed: self.checksummed.get(),
             drops: counted.filter(|d| d.1 > 0).collect(),
             held: self.held(),
             bursts: self.bursts.each_ref().map(Counter::get),
@@ -153,8 +159,12 @@ pub struct ComponentSnapshot {
     pub rx_packets: u64,
     /// Packets handed to all outputs.
     pub tx_packets: u64,
-    /// Packets made of others: of group frames, and by mirrors.
+    /// Packets made of others: copies of group frames, of mirrors, and all but the last segment of a long frame.
     pub copies: u64,
+    /// Long frames cut into segments in software, because their receiver can't.
+    pub segmented: u64,
+    /// Checksums completed in software, because their receiver can't.
+    pub checksummed: u64,
     /// Drops by reason name; zeros are left out. Each is also counted at the edge it happened on.
     pub drops: BTreeMap<String, u64>,
     /// Packets waiting for a full output.

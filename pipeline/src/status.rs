@@ -163,8 +163,14 @@ pub struct ComponentStatus {
     pub rx_packets: u64,
     /// Packets sent.
     pub tx_packets: u64,
-    /// Packets made of others: of group frames, and by mirrors.
+    /// Packets made of others: copies of group frames, of mirrors, and all but the last segment of a long frame.
     pub copies: u64,
+    /// Long frames cut into segments in software, because their receiver can't.
+    #[serde(default)]
+    pub segmented: u64,
+    /// Checksums completed in software, because their receiver can't.
+    #[serde(default)]
+    pub checksummed: u64,
     /// Packets waiting for a full output now.
     pub held: u64,
     /// Drops by reason, at all of its edges together.

@@ -1,18 +1,20 @@
 //! The receiving half of a vhost port: frames the guest transmits (its ring 1).
 //!
-//! Polled by one core. Payload is copied into our own buffers before anyone looks at it;
-//! the virtio-net header is skipped, since no offload is offered. Chains are taken in
-//! order and given back used at the end of the burst.
+//! Polled by one core. Payload and header are copied into our own memory before anyone looks at them; checksum and
+//! segmentation work that the guest left undone is judged by the frame it came with and travels on beside
+//! it. Chains are taken in order and given back used at the end of the burst.
 
 use std::sync::Arc;
 
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
+use spp_drivers::offload::{Offloads, accept::accept};
 use spp_drivers::port::RxQueue;
 use spp_drivers::stats::{Counter, DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst, MacAddr};
 
 use crate::handover::Mailbox;
 use crate::memory::{Gpa, GuestSlice, Translator};
+use crate::net_hdr;
 use crate::rarp::rarp;
 use crate::vring::chain::{Chain, Direction};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
@@ -170,7 +172,7 @@ impl Walk<'_> {
         let (mut n_taken, mut taken) = (0, Taken::default());
         for (head, frame) in heads.iter().zip(plain) {
             let outcome = match frame {
-                Some(frame) => self.copy_plain(frame, features.header_bytes),
+                Some(frame) => self.copy_plain(frame, features),
                 None if budget == 0 => break,
                 None => self.copy_chain(layout, features, &mut memory, head, &mut budget),
             };
@@ -193,17 +195,31 @@ impl Walk<'_> {
 
     /// Copies a frame that lies in one piece with its header and fits one buffer.
     #[inline(always)]
-    fn copy_plain(&mut self, chain: GuestSlice<'_>, header_bytes: usize) -> Outcome {
+    fn copy_plain(&mut self, chain: GuestSlice<'_>, features: &RingFeatures) -> Outcome {
         let Some(mut packet) = self.pool.alloc() else { return Outcome::NoBuffer };
-        let frame = chain.skip(header_bytes);
+        let frame = chain.skip(features.header_bytes);
         frame.append_to(&mut packet, frame.len());
-        self.admit(&[chain], packet)
+        self.admit(&[chain], packet, features)
     }
 
-    /// Every frame from a guest comes through here, with the chain it came in: the place for what its header says.
+    /// Every frame from a guest comes through here, with the chain it came in: its header says what work is left. From a
+    /// guest that negotiated none the header means nothing, and is not read.
     #[inline(always)]
-    fn admit(&mut self, _chain: &[GuestSlice<'_>], packet: PacketBuf) -> Outcome {
-        Outcome::Frame(packet) // no offload is offered: the header isn't read
+    fn admit(&mut self, chain: &[GuestSlice<'_>], mut packet: PacketBuf, features: &RingFeatures) -> Outcome {
+        if features.from_guest == Offloads::NONE {
+            return Outcome::Frame(packet);
+        }
+        match accept(&net_hdr::from_guest(chain), &packet, features.from_guest) {
+            Ok(None) => Outcome::Frame(packet),
+            Ok(work) => {
+                packet.set_offload(work);
+                Outcome::Frame(packet)
+            }
+            Err(reason) => {
+                self.pool.free(packet);
+                Outcome::Dropped(reason)
+            }
+        }
     }
 
     /// Any other chain: gathered whole, checked, then copied.
@@ -231,7 +247,7 @@ impl Walk<'_> {
             return Outcome::Dropped(DropReason::Oversize);
         }
         match copy_slices(self.pool, &chain, header_bytes) {
-            Some(packet) => self.admit(&chain, packet),
+            Some(packet) => self.admit(&chain, packet, features),
             None => Outcome::NoBuffer,
         }
     }

@@ -345,6 +345,16 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
+    /// Copies bytes from the front of this slice to `to`, as many as there are; returns how many.
+    #[inline(always)]
+    pub fn read(&self, to: &mut [u8]) -> usize {
+        let n = to.len().min(self.len());
+        // SAFETY: the source is mapped for len bytes while the map is borrowed, the destination is ours and holds n
+        // bytes; they can't overlap. The guest may change the source meanwhile: only the copy is looked at.
+        unsafe { std::ptr::copy_nonoverlapping(self.host.as_ptr(), to.as_mut_ptr(), n) };
+        n
+    }
+
     /// Asks the CPU to fetch the first line.
     #[inline(always)]
     pub fn prefetch(&self) {

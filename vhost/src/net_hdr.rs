@@ -1,18 +1,59 @@
 //! The header in front of every frame in a ring (virtio 1.2, 5.1.6): 12 bytes, or 10 for a
-//! legacy driver without mergeable buffers. No offload is offered, so nothing in it is used
-//! but the number of buffers, which is written.
+//! legacy driver without mergeable buffers.
+//!
+//! Polled halves call this. What a guest says in it is copied out once and judged by
+//! [`offload::accept`](spp_drivers::offload::accept); what a guest is told comes from there.
 
-use spp_drivers::dma::PacketBuf;
+use spp_drivers::dma::{Offload, PacketBuf};
+use spp_drivers::virtio::desc::NetHdr;
+
+use crate::memory::GuestSlice;
 
 /// Bytes of the header with the number of buffers.
-pub const HEADER_BYTES: usize = 12;
+pub const HEADER_BYTES: usize = NetHdr::BYTES;
 /// Bytes of the legacy header without it.
 pub const LEGACY_HEADER_BYTES: usize = 10;
 
 /// The header in front of a frame for the guest, in `n_buffers` chains. Legacy drivers get its first 10 bytes.
 #[inline(always)]
-pub fn to_guest(_packet: &PacketBuf, n_buffers: u16) -> [u8; HEADER_BYTES] {
+pub fn to_guest(packet: &PacketBuf, n_buffers: u16) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
+    if packet.has_offload() {
+        bytes = with_work(packet);
+    }
     [bytes[10], bytes[11]] = n_buffers.to_le_bytes();
     bytes
+}
+
+/// What the frame's receiver is left to do.
+#[inline(never)]
+fn with_work(packet: &PacketBuf) -> [u8; HEADER_BYTES] {
+    let Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset } =
+        packet.offload().unwrap_or_default();
+    NetHdr { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers: 0 }.to_bytes()
+}
+
+/// What the guest says in front of its frame, copied out of its memory once; wherever it cut the chain.
+#[inline(always)]
+pub fn from_guest(chain: &[GuestSlice<'_>]) -> Offload {
+    let mut bytes = [0; HEADER_BYTES];
+    let wanted = &mut bytes[..LEGACY_HEADER_BYTES];
+    match chain {
+        [first, ..] if first.len() >= LEGACY_HEADER_BYTES => {
+            first.read(wanted);
+        }
+        _ => gather(chain, wanted),
+    }
+    let NetHdr { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, .. } =
+        NetHdr::parse(&bytes).unwrap_or_default();
+    Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset }
+}
+
+/// Of a header in pieces, each byte is read once too.
+#[inline(never)]
+fn gather(chain: &[GuestSlice<'_>], mut wanted: &mut [u8]) {
+    for piece in chain {
+        let n = piece.read(wanted);
+        wanted = &mut wanted[n..];
+    }
 }

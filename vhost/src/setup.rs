@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use spp_drivers::offload::Offloads;
+
 use crate::memory::GuestMap;
 use crate::net_hdr::{HEADER_BYTES, LEGACY_HEADER_BYTES};
 use crate::vring::layout::RingAddr;
@@ -15,6 +17,22 @@ use crate::vring::{FIRST_PACKED_BASE, RingFeatures, RingMemory};
 /// Largest ring a driver may set (virtio 1.2, 2.7).
 pub const MAX_RING_SIZE: u16 = 32_768;
 
+/// VIRTIO_NET_F_CSUM: the guest may leave checksums of what it sends to us.
+pub const CSUM: u64 = 1;
+/// VIRTIO_NET_F_GUEST_CSUM: the guest takes frames whose checksum is left to it.
+pub const GUEST_CSUM: u64 = 1 << 1;
+/// VIRTIO_NET_F_GUEST_TSO4: the guest takes long TCP frames over IPv4.
+pub const GUEST_TSO4: u64 = 1 << 7;
+/// VIRTIO_NET_F_GUEST_TSO6: the same over IPv6.
+pub const GUEST_TSO6: u64 = 1 << 8;
+/// VIRTIO_NET_F_GUEST_ECN: the same with ECN.
+pub const GUEST_ECN: u64 = 1 << 9;
+/// VIRTIO_NET_F_HOST_TSO4: the guest may send long TCP frames over IPv4.
+pub const HOST_TSO4: u64 = 1 << 11;
+/// VIRTIO_NET_F_HOST_TSO6: the same over IPv6.
+pub const HOST_TSO6: u64 = 1 << 12;
+/// VIRTIO_NET_F_HOST_ECN: the same with ECN.
+pub const HOST_ECN: u64 = 1 << 13;
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
 /// VIRTIO_NET_F_MTU.
@@ -41,6 +59,14 @@ pub const IN_ORDER: u64 = 1 << 35;
 
 /// Everything offered, by name. What is offered is implemented.
 pub const OFFERED: &[(u64, &str)] = &[
+    (CSUM, "csum"),
+    (GUEST_CSUM, "guest_csum"),
+    (GUEST_TSO4, "guest_tso4"),
+    (GUEST_TSO6, "guest_tso6"),
+    (GUEST_ECN, "guest_ecn"),
+    (HOST_TSO4, "host_tso4"),
+    (HOST_TSO6, "host_tso6"),
+    (HOST_ECN, "host_ecn"),
     (MTU, "mtu"),
     (MRG_RXBUF, "mrg_rxbuf"),
     (GUEST_ANNOUNCE, "guest_announce"),
@@ -75,7 +101,17 @@ pub fn ring_features(features: u64) -> RingFeatures {
         event_idx: features & EVENT_IDX != 0,
         indirect: features & INDIRECT_DESC != 0,
         header_bytes: if long { HEADER_BYTES } else { LEGACY_HEADER_BYTES },
+        from_guest: offloads(features, [CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN]),
+        to_guest: offloads(features, [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN]),
     }
+}
+
+/// The work that `bits` (checksum, long frames over IPv4 and IPv6, ECN) stand for, as far as it is negotiated and makes
+/// sense: a driver that takes a bit without what it rests on (virtio 1.2, 5.1.3.1) has not got it.
+fn offloads(features: u64, bits: [u64; 4]) -> Offloads {
+    let kinds = [Offloads::CSUM, Offloads::TSO4, Offloads::TSO6, Offloads::ECN];
+    let negotiated = bits.iter().zip(kinds).filter(|(bit, _)| features & **bit != 0);
+    negotiated.fold(Offloads::NONE, |all, (_, kind)| all.with(kind)).sound()
 }
 
 /// Why a set-up message is refused.

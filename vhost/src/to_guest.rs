@@ -2,12 +2,14 @@
 //!
 //! Polled by one core. A frame fills one chain, or several when the guest merges buffers. A full
 //! ring leaves the rest of the burst to the caller; a ring that isn't running takes all and
-//! drops it by name.
+//! drops it by name. A frame with work that the guest did not negotiate stays with the caller too, who
+//! has asked for [`offloads`](TxQueue::offloads) and does it.
 
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use spp_drivers::dma::{PacketBuf, PoolCache};
+use spp_drivers::offload::Offloads;
 use spp_drivers::port::TxQueue;
 use spp_drivers::stats::{Counter, DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst};
@@ -18,7 +20,7 @@ use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
-use crate::vring::{RingFault, fill};
+use crate::vring::{RingFault, RingFeatures, fill};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -58,6 +60,13 @@ impl TxQueue for ToGuest {
                 n
             }
         }
+    }
+
+    fn offloads(&mut self) -> Offloads {
+        self.mailbox.poll();
+        // Without a ring nothing is sent, so nothing need be done before.
+        let ring = self.mailbox.ring();
+        ring.map_or(Offloads::ALL, |(ring, _)| for_layout!(&ring.0, ring => ring.features.to_guest))
     }
 
     fn poll_control(&mut self) {
@@ -138,7 +147,7 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
     let mut memory = Translator::new(layout.map());
     let mut slots: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
     for (head, packet) in heads.iter().zip(from.iter()) {
-        let Some(slot) = plain_slot(head, features.header_bytes, &mut memory, packet) else { break };
+        let Some(slot) = plain_slot(head, features, &mut memory, packet) else { break };
         slot.prefetch();
         packet.prefetch();
         slots.push(slot);
@@ -165,16 +174,22 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
 #[inline(always)]
 fn plain_slot<'m>(
     head: &Head,
-    header_bytes: usize,
+    features: &RingFeatures,
     memory: &mut Translator<'m>,
     packet: &PacketBuf,
 ) -> Option<GuestSlice<'m>> {
     let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    let fits = head.first.len as usize >= packet.len() + header_bytes;
-    if !plain || !fits || packet.is_chained() {
+    let fits = head.first.len as usize >= packet.len() + features.header_bytes;
+    if !plain || !fits || packet.is_chained() || !takes(features, packet) {
         return None;
     }
     memory.slice(Gpa(head.first.addr), head.first.len)
+}
+
+/// True when the guest does what work the frame needs.
+#[inline(always)]
+fn takes(features: &RingFeatures, packet: &PacketBuf) -> bool {
+    !packet.has_offload() || packet.offload().is_none_or(|work| features.to_guest.contains(work.needs()))
 }
 
 /// How one frame ended.
@@ -182,7 +197,7 @@ enum Outcome {
     Delivered,
     /// It leaves the burst undelivered.
     Dropped(DropReason),
-    /// Not enough chains now; it stays.
+    /// Not enough chains now, or work the guest doesn't do; it stays.
     Full,
 }
 
@@ -193,6 +208,9 @@ type Taken = ArrayVec<Used, MAX_CHAIN>;
 #[inline(never)]
 fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Outcome, RingFault> {
     let Queue { layout, place, features, log, .. } = ring;
+    if !takes(features, packet) {
+        return Ok(Outcome::Full);
+    }
     let need = (features.header_bytes + packet.total_len()) as u64;
     let mut memory = Translator::new(layout.map());
     let (mut chain, mut taken, mut cursor) = (Chain::new(), Taken::new(), place.avail);

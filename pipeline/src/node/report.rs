@@ -125,6 +125,8 @@ impl Node {
             rx_packets: now.rx_packets,
             tx_packets: now.tx_packets,
             copies: now.copies,
+            segmented: now.segmented,
+            checksummed: now.checksummed,
             held: now.held,
             drops: now.drops,
             rx,

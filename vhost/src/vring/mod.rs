@@ -11,6 +11,8 @@ pub(crate) mod walk;
 use std::fs::File;
 use std::os::fd::AsFd;
 
+use spp_drivers::offload::Offloads;
+
 pub(crate) use fill::fill;
 pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
 pub use walk::{Ring, RingMemory};
@@ -86,6 +88,10 @@ pub struct RingFeatures {
     pub indirect: bool,
     /// 12, or 10 for a legacy driver without mergeable buffers (virtio 1.2, 5.1.6.1).
     pub header_bytes: usize,
+    /// Work the guest may leave undone in what it sends.
+    pub from_guest: Offloads,
+    /// Work that may be left undone in what the guest receives.
+    pub to_guest: Offloads,
 }
 
 /// The eventfd that interrupts the guest.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
+use spp_drivers::offload::Offloads;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{Counter, DropReason};
 use spp_drivers::{BURST, Burst};
@@ -105,7 +106,16 @@ impl Memory {
 }
 
 pub fn features(mergeable: bool, event_idx: bool) -> RingFeatures {
-    RingFeatures { packed: false, in_order: false, mergeable, event_idx, indirect: true, header_bytes: 12 }
+    RingFeatures {
+        packed: false,
+        in_order: false,
+        mergeable,
+        event_idx,
+        indirect: true,
+        header_bytes: 12,
+        from_guest: Offloads::NONE,
+        to_guest: Offloads::NONE,
+    }
 }
 
 /// A half under test with its ring, and the guest side of that ring.
