@@ -55,7 +55,8 @@ fn ready(pending: &mut Burst, takes: Offloads, books: &mut Books) -> usize {
         if takes.contains(work.needs()) {
             return true;
         }
-        let done = !work.is_long() && checksum::complete(packet, &work).is_ok();
+        let own = !work.is_long() && packet.own_chain(books.pool).is_ok();
+        let done = own && checksum::complete(packet, &work).is_ok();
         books.stats.checksummed.add(u64::from(done));
         done
     };
@@ -106,6 +107,7 @@ fn cut(
     books: &mut Books,
 ) -> Result<Cut, DropReason> {
     let Some(packet) = pending.first_mut() else { return Ok(Cut::Whole) };
+    packet.own_chain(books.pool).map_err(|_| DropReason::NoBuffer)?;
     let Some(work) = packet.offload().filter(|work| work.is_long()) else {
         return Err(DropReason::BadOffload); // a checksum that can't be completed
     };
