@@ -11,7 +11,7 @@ use crate::offer::Offer;
 use crate::setup::{LOG_ALL, RingPlan, RingSetup, SetupError};
 use crate::status::Board;
 use crate::vring::layout::RingAddr;
-use crate::vring::{CallFd, FROM_GUEST, N_RINGS, Ring as RunningRing};
+use crate::vring::{CallFd, FROM_GUEST, MAX_PAIRS, N_RINGS, Ring as RunningRing};
 use spp_drivers::MacAddr;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
@@ -31,7 +31,7 @@ const MIN_MTU: u64 = 68;
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// A ring that isn't there.
-    #[error("ring {0} does not exist: the port has one queue pair")]
+    #[error("ring {0} does not exist: a port has {MAX_PAIRS} queue pairs")]
     NoSuchRing(u32),
     /// A value that can't be.
     #[error(transparent)]
@@ -78,10 +78,26 @@ struct Ring {
     /// SET_VRING_ADDR: where the frontend wants writes to the used ring noted.
     used_logged_at: Option<u64>,
     handover: Handover,
-    name: &'static str,
+    name: String,
 }
 
 impl Ring {
+    /// Ring `index` of a port, nothing known about it yet.
+    fn new(index: usize, handover: Handover) -> Ring {
+        let side = ["receive", "transmit"][index % 2];
+        let name = format!("guest's {side} ring of queue {}", index / 2);
+        Ring {
+            setup: RingSetup::default(),
+            call: None,
+            running: None,
+            enabled: false,
+            logs_to: None,
+            used_logged_at: None,
+            handover,
+            name,
+        }
+    }
+
     /// Takes the ring back from its half; its index goes into the set-up.
     fn take_back(&mut self) -> Result<(), NoAnswer> {
         let Some(plan) = self.running.take() else { return Ok(()) };
@@ -148,7 +164,7 @@ impl Ring {
             (None, Some(_)) => "to be enabled",
             (None, None) => "addresses inside the guest's memory",
         };
-        Some(format!("the {} ring waits for {what}", self.name))
+        Some(format!("the {} waits for {what}", self.name))
     }
 }
 
@@ -167,23 +183,17 @@ pub(crate) struct Device {
     log: Option<Arc<DirtyLog>>,
     /// Rings ran after LOG_ALL was asked for and before there was a log.
     missed_writes: bool,
-    rings: [Ring; N_RINGS],
+    /// All that there could be, by index.
+    rings: Vec<Ring>,
     board: Arc<Board>,
 }
 
 impl Device {
-    pub fn new(handovers: [Handover; N_RINGS], board: Arc<Board>) -> Device {
-        let mut names = ["guest's receive", "guest's transmit"].into_iter();
-        let rings = handovers.map(|handover| Ring {
-            setup: RingSetup::default(),
-            call: None,
-            running: None,
-            enabled: false,
-            logs_to: None,
-            used_logged_at: None,
-            handover,
-            name: names.next().unwrap_or_default(),
-        });
+    /// `handovers`: by ring index.
+    pub fn new(handovers: Vec<Handover>, board: Arc<Board>) -> Device {
+        assert_eq!(handovers.len(), N_RINGS, "every ring there could be");
+        let rings =
+            handovers.into_iter().enumerate().map(|(index, handover)| Ring::new(index, handover)).collect();
         Device {
             offer: Offer::implemented(),
             features: None,
@@ -243,7 +253,8 @@ impl Device {
 
     /// What the port waits for, in words for the operator; empty when all rings run.
     fn waits_for(&self) -> String {
-        let rings = self.rings.iter().find_map(|ring| ring.waits_for(self.features));
+        // The first queue pair is all that has to be there.
+        let rings = self.rings[..2].iter().find_map(|ring| ring.waits_for(self.features));
         let (Some(rings), failed) = (rings, self.status & FAILED != 0) else { return String::new() };
         match self.features {
             None => {
@@ -315,7 +326,7 @@ impl Device {
 
     /// GET_STATUS.
     pub fn status(&self) -> u8 {
-        let failed = self.board.rings.iter().any(|ring| ring.fault().is_some());
+        let failed = self.board.fault().is_some();
         self.status | if failed { NEEDS_RESET } else { 0 }
     }
 

@@ -5,14 +5,15 @@
 //! it. Chains are taken in order and given back used at the end of the burst.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
 use spp_drivers::offload::{Offloads, accept::accept};
 use spp_drivers::port::RxQueue;
-use spp_drivers::stats::{Counter, DropReason, QueueStats, SharedStats};
+use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst, MacAddr};
 
-use crate::handover::Mailbox;
+use crate::lanes::{Lane, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::rarp::rarp;
@@ -31,32 +32,32 @@ const DESCRIPTOR_BUDGET: usize = 1024;
 
 /// The half that receives from the guest.
 pub struct FromGuest {
-    mailbox: Mailbox,
+    lanes: Lanes,
     stats: SharedStats,
-    calls: Arc<Counter>,
+    /// The ring served first in the next burst, among those with work.
+    next: usize,
     /// Longest frame the pool could ever hold beside others.
     max_frame_bytes: usize,
 }
 
 impl FromGuest {
-    /// A half without a ring yet. `calls` counts interrupts sent to the guest.
-    pub fn new(mailbox: Mailbox, calls: Arc<Counter>, pool: &Pool) -> FromGuest {
+    /// A half without a ring yet.
+    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicBool>, pool: &Pool) -> FromGuest {
         // A frame that takes more than a quarter of the pool could wait for buffers for ever.
         let max_buffers = (pool.counts().capacity as usize / 4).max(1);
         let max_frame_bytes = MAX_FRAME_BYTES.min(max_buffers * DATA_ROOM);
-        FromGuest { mailbox, stats: QueueStats::shared(), calls, max_frame_bytes }
+        let lanes = Lanes::new(lanes, bell, true);
+        FromGuest { lanes, stats: QueueStats::shared(), next: 0, max_frame_bytes }
     }
-}
 
-impl RxQueue for FromGuest {
-    fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
-        self.mailbox.poll();
-        if let Some(mac) = self.mailbox.announcement() {
-            return self.announce(mac, pool, out);
-        }
-        let Some((ring, enabled)) = self.mailbox.ring() else { return 0 };
+    /// Takes what one ring has, as far as `out` and the budget go.
+    #[inline(always)]
+    fn receive_on(&mut self, nth: usize, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> usize {
+        let Lane { mailbox, stats } = self.lanes.active(nth);
+        let Some((ring, enabled)) = mailbox.ring() else { return 0 };
         let taken = if enabled {
-            let mut walk = Walk { pool, out, stats: &self.stats, max_frame_bytes: self.max_frame_bytes };
+            let max_frame_bytes = self.max_frame_bytes;
+            let mut walk = Walk { pool, out, stats: &self.stats, max_frame_bytes, budget };
             for_layout!(&mut ring.0, ring => walk.burst(ring))
         } else {
             for_layout!(&mut ring.0, ring => discard(ring, &self.stats))
@@ -64,18 +65,52 @@ impl RxQueue for FromGuest {
         match taken {
             Ok(Taken { n_frames, bytes, called }) => {
                 self.stats.moved(n_frames, bytes);
-                self.calls.add(u64::from(called));
+                stats.packets.add(n_frames as u64);
+                stats.calls.add(u64::from(called));
                 n_frames
             }
             Err(fault) => {
-                self.mailbox.fail(fault);
+                mailbox.fail(fault);
+                self.lanes.refresh();
                 0
             }
         }
     }
 
+    /// Serves the rings in turns: each burst starts with another one, so that none starves, however much the others have.
+    #[inline(never)]
+    fn rotate(&mut self, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> usize {
+        let n_lanes = self.lanes.n_active();
+        let first = if self.next < n_lanes { self.next } else { 0 };
+        self.next = first + 1;
+        let mut n_frames = 0;
+        for nth in (first..n_lanes).chain(0..first) {
+            // A ring that has just failed is active no more.
+            if out.room() == 0 || *budget == 0 || nth >= self.lanes.n_active() {
+                break;
+            }
+            n_frames += self.receive_on(nth, pool, out, budget);
+        }
+        n_frames
+    }
+}
+
+impl RxQueue for FromGuest {
+    fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
+        self.lanes.poll();
+        if let Some(mac) = self.lanes.announcement {
+            return self.announce(mac, pool, out);
+        }
+        let mut budget = DESCRIPTOR_BUDGET;
+        match self.lanes.n_active() {
+            0 => 0,
+            1 => self.receive_on(0, pool, out, &mut budget),
+            _ => self.rotate(pool, out, &mut budget),
+        }
+    }
+
     fn poll_control(&mut self) {
-        self.mailbox.poll();
+        self.lanes.poll();
     }
 
     fn stats(&self) -> SharedStats {
@@ -87,11 +122,10 @@ impl FromGuest {
     /// A frame in the guest's name, so that switches learn where it is now.
     #[cold]
     fn announce(&mut self, mac: MacAddr, pool: &mut PoolCache, out: &mut Burst) -> usize {
+        // Without room or buffer it is made later.
         let packet = if out.room() > 0 { pool.alloc() } else { None };
-        let Some(mut packet) = packet else {
-            self.mailbox.announce_later(mac);
-            return 0;
-        };
+        let Some(mut packet) = packet else { return 0 };
+        self.lanes.announcement = None;
         let frame = rarp(mac);
         let appended = packet.append(&frame);
         debug_assert!(appended.is_ok(), "a short frame fits any buffer");
@@ -147,6 +181,8 @@ struct Walk<'b> {
     out: &'b mut Burst,
     stats: &'b QueueStats,
     max_frame_bytes: usize,
+    /// Descriptors of long chains that may still be looked at in this burst.
+    budget: &'b mut usize,
 }
 
 impl Walk<'_> {
@@ -168,13 +204,12 @@ impl Walk<'_> {
                 frame.prefetch();
             }
         }
-        let mut budget = DESCRIPTOR_BUDGET;
         let (mut n_taken, mut taken) = (0, Taken::default());
         for (head, frame) in heads.iter().zip(plain) {
             let outcome = match frame {
                 Some(frame) => self.copy_plain(frame, features),
-                None if budget == 0 => break,
-                None => self.copy_chain(layout, features, &mut memory, head, &mut budget),
+                None if *self.budget == 0 => break,
+                None => self.copy_chain(layout, features, &mut memory, head),
             };
             match outcome {
                 Outcome::Frame(packet) => {
@@ -230,11 +265,10 @@ impl Walk<'_> {
         features: &RingFeatures,
         memory: &mut Translator<'m>,
         head: &Head,
-        budget: &mut usize,
     ) -> Outcome {
         let mut chain = Chain::new();
         let gathered = layout.gather(head, memory, Direction::FromGuest, features.indirect, &mut chain);
-        *budget = budget.saturating_sub(chain.len().max(1));
+        *self.budget = self.budget.saturating_sub(chain.len().max(1));
         if let Err(error) = gathered {
             return Outcome::Dropped(error.reason());
         }

@@ -82,6 +82,8 @@ pub struct Handover {
     replies: Consumer<Reply>,
     /// Commands not answered yet.
     outstanding: usize,
+    /// Tells the half that there is something in one of its mailboxes.
+    bell: Arc<AtomicBool>,
     state: Arc<RingState>,
 }
 
@@ -95,13 +97,13 @@ pub struct Mailbox {
     state: Arc<RingState>,
 }
 
-/// A new pair.
-pub fn handover() -> (Handover, Mailbox) {
+/// A new pair. The half looks into its mailboxes when `bell` has rung.
+pub fn handover(bell: Arc<AtomicBool>) -> (Handover, Mailbox) {
     let (commands_in, commands_out) = spsc::ring(SLOTS);
     let (replies_in, replies_out) = spsc::ring(SLOTS);
     let state = Arc::new(RingState::default());
     let control =
-        Handover { commands: commands_in, replies: replies_out, outstanding: 0, state: state.clone() };
+        Handover { commands: commands_in, replies: replies_out, outstanding: 0, bell, state: state.clone() };
     let mailbox = Mailbox {
         commands: commands_out,
         replies: replies_in,
@@ -126,7 +128,10 @@ impl Handover {
         loop {
             if let Some(unsent) = command.take() {
                 match self.commands.push(unsent) {
-                    Ok(()) => self.outstanding += 1,
+                    Ok(()) => {
+                        self.outstanding += 1;
+                        self.bell.store(true, Ordering::Release);
+                    }
                     Err(full) => command = Some(full),
                 }
             }
@@ -146,22 +151,15 @@ impl Handover {
 }
 
 impl Mailbox {
-    /// Obeys what the control thread asked since the last burst; one load when there is nothing.
-    #[inline(always)]
-    pub fn poll(&mut self) {
-        if self.commands.available(1) > 0 {
-            self.obey();
-        }
-    }
-
-    #[cold]
-    fn obey(&mut self) {
+    /// Obeys what the control thread asked. True when something is left, since nobody takes the answers.
+    pub fn poll(&mut self) -> bool {
         while self.replies.room(1) > 0 {
             let Some(command) = self.commands.pop() else { break };
             let reply = self.execute(command);
             let sent = self.replies.push(reply);
             debug_assert!(sent.is_ok(), "there was room");
         }
+        self.commands.available(1) > 0
     }
 
     fn execute(&mut self, command: Command) -> Reply {
@@ -212,12 +210,6 @@ impl Mailbox {
     #[inline(always)]
     pub fn announcement(&mut self) -> Option<MacAddr> {
         self.announcement.take()
-    }
-
-    /// Puts an announcement back that could not be made now.
-    #[cold]
-    pub fn announce_later(&mut self, mac: MacAddr) {
-        self.announcement.get_or_insert(mac);
     }
 
     /// Stops working on the ring until it is set up again.

@@ -7,9 +7,11 @@
 
 pub mod device;
 pub mod dirty;
+pub mod flow;
 pub mod from_guest;
 pub mod guest;
 pub mod handover;
+pub mod lanes;
 pub mod memory;
 pub mod net_hdr;
 pub mod offer;
@@ -27,7 +29,7 @@ pub mod wire;
 
 pub use from_guest::FromGuest;
 pub use port::{PortConfig, VhostError, VhostPort};
-pub use status::{PortState, PortStatus};
+pub use status::{PortState, PortStatus, QueueStatus, RingStatus};
 pub use to_guest::ToGuest;
 pub use wire::Wire;
 

@@ -2,21 +2,23 @@
 //! halves go to cores.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spp_drivers::dma::Pool;
 use spp_drivers::port::{RxQueue, TxQueue};
-use spp_drivers::stats::Counter;
 
 use crate::device::Device;
-use crate::handover::handover;
+use crate::handover::{Handover, RingState, handover};
+use crate::lanes::{Lane, LaneStats};
 use crate::offer::Keeper;
 use crate::protocol::Backend;
 use crate::session::{Session, Source, Stop};
 use crate::socket::Listener;
 use crate::status::Board;
+use crate::vring::{MAX_PAIRS, N_RINGS};
 use crate::{FromGuest, PortStatus, Role, ToGuest};
 
 /// Which socket, and who listens on it.
@@ -75,8 +77,26 @@ pub struct VhostPort {
 
 impl VhostPort {
     /// Opens the port and starts its control thread. A client's socket need not exist yet: it is
-    /// tried for ever. Frames received from the guest go into buffers of caches of `pool`.
+    /// tried for ever. Frames received from the guest go into buffers of caches of `pool`. Each half has all queues
+    /// of its direction.
     pub fn open(config: PortConfig, pool: &Pool) -> Result<(VhostPort, ToGuest, FromGuest), VhostError> {
+        let (port, mut to_guest, mut from_guest) = VhostPort::open_split(config, pool, 1)?;
+        let one = "a port split into one";
+        Ok((port, to_guest.pop().expect(one), from_guest.pop().expect(one)))
+    }
+
+    /// As [`open`](Self::open), with the queues dealt out to `n_sets` halves a direction (1 to [`MAX_PAIRS`]), so that
+    /// several components share the port: queue pair `q` belongs to halves number `q % n_sets`. A half none of whose
+    /// queues the guest has enabled drops what it is to send (`not_running`).
+    ///
+    /// # Panics
+    /// If there are no sets or too many.
+    pub fn open_split(
+        config: PortConfig,
+        pool: &Pool,
+        n_sets: usize,
+    ) -> Result<(VhostPort, Vec<ToGuest>, Vec<FromGuest>), VhostError> {
+        assert!((1..=MAX_PAIRS).contains(&n_sets), "a port has 1 to {MAX_PAIRS} queue sets");
         let thread_error = |source| VhostError::Thread { name: config.name.clone(), source };
         let source = match config.role {
             Role::Client => Source::Connect(config.path.clone()),
@@ -84,20 +104,17 @@ impl VhostPort {
                 VhostError::Socket { name: config.name.clone(), path: config.path.clone(), source }
             })?),
         };
-        let (to_handover, to_mailbox) = handover();
-        let (from_handover, from_mailbox) = handover();
-        let calls = [Arc::new(Counter::default()), Arc::new(Counter::default())];
-        let to_guest = ToGuest::new(to_mailbox, calls[0].clone());
-        let from_guest = FromGuest::new(from_mailbox, calls[1].clone(), pool);
-        let states = [to_handover.state().clone(), from_handover.state().clone()];
-        let board = Arc::new(Board::new(states, [to_guest.stats(), from_guest.stats()], calls));
+        let Rings { handovers, states, to_guest, from_guest } = Rings::new(pool, n_sets);
+        let stats = [
+            to_guest.iter().map(|half| half.stats()).collect(),
+            from_guest.iter().map(|half| half.stats()).collect(),
+        ];
+        let board = Arc::new(Board::new(states, stats));
         let stop = Stop::new().map_err(thread_error)?;
         let session = Session {
             name: config.name.clone(),
             source,
-            backend: Arc::new(Mutex::new(Backend {
-                device: Device::new([to_handover, from_handover], board.clone()),
-            })),
+            backend: Arc::new(Mutex::new(Backend { device: Device::new(handovers, board.clone()) })),
             keeper: Keeper::new(config.role, &config.path, config.offer_file.clone()),
             board: board.clone(),
             stop: stop.clone(),
@@ -148,5 +165,38 @@ impl Drop for VhostPort {
     fn drop(&mut self) {
         // Without the halves at hand the thread can only be told; it ends by itself.
         self.stop.request();
+    }
+}
+
+/// Both sides of every ring a port could have.
+struct Rings {
+    /// By ring index, as `states`.
+    handovers: Vec<Handover>,
+    states: Vec<(Arc<RingState>, LaneStats)>,
+    to_guest: Vec<ToGuest>,
+    from_guest: Vec<FromGuest>,
+}
+
+impl Rings {
+    fn new(pool: &Pool, n_sets: usize) -> Rings {
+        // By half: number of the set, side.
+        let bells: Vec<[Arc<AtomicBool>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
+        let mut lanes: Vec<[Vec<Lane>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
+        let (mut handovers, mut states) = (Vec::new(), Vec::new());
+        for index in 0..N_RINGS {
+            let (set, side) = (index / 2 % n_sets, index % 2);
+            let (handover, mailbox) = handover(bells[set][side].clone());
+            let stats = LaneStats::default();
+            states.push((handover.state().clone(), stats.clone()));
+            handovers.push(handover);
+            lanes[set][side].push(Lane::new(mailbox, stats));
+        }
+        let (mut to_guest, mut from_guest) = (Vec::new(), Vec::new());
+        for (lanes, bells) in lanes.into_iter().zip(bells) {
+            let ([to_lanes, from_lanes], [to_bell, from_bell]) = (lanes, bells);
+            to_guest.push(ToGuest::new(to_lanes, to_bell));
+            from_guest.push(FromGuest::new(from_lanes, from_bell, pool));
+        }
+        Rings { handovers, states, to_guest, from_guest }
     }
 }

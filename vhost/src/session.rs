@@ -154,7 +154,7 @@ impl Session {
             Some(reason) => tracing::warn!(port = self.name, reason, "vhost-user connection failed"),
             None => tracing::info!(port = self.name, "vhost-user frontend disconnected"),
         }
-        let fault = self.board.rings.iter().find_map(|ring| ring.fault()).map(|f| f.words().to_owned());
+        let fault = self.board.fault().map(|f| f.words().to_owned());
         let mut progress = self.board.progress();
         progress.connected = false;
         progress.last_failure = failure.clone().or(fault).or(progress.last_failure.take());

@@ -43,6 +43,8 @@ pub const MRG_RXBUF: u64 = 1 << 15;
 pub const GUEST_ANNOUNCE: u64 = 1 << 21;
 /// VHOST_F_LOG_ALL: note every write in the dirty log. The frontend's business, not the driver's.
 pub const LOG_ALL: u64 = 1 << 26;
+/// VIRTIO_NET_F_MQ.
+pub const MQ: u64 = 1 << 22;
 /// VIRTIO_F_ANY_LAYOUT.
 pub const ANY_LAYOUT: u64 = 1 << 27;
 /// VIRTIO_F_INDIRECT_DESC.
@@ -71,6 +73,7 @@ pub const OFFERED: &[(u64, &str)] = &[
     (MRG_RXBUF, "mrg_rxbuf"),
     (GUEST_ANNOUNCE, "guest_announce"),
     (LOG_ALL, "log_all"),
+    (MQ, "mq"),
     (ANY_LAYOUT, "any_layout"),
     (INDIRECT_DESC, "indirect_desc"),
     (EVENT_IDX, "event_idx"),

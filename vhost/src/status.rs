@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Serialize, Serializer};
-use spp_drivers::stats::{Counter, SharedStats, StatsSnapshot};
+use spp_drivers::stats::{SharedStats, StatsSnapshot};
 
 use crate::Role;
 use crate::handover::RingState;
+use crate::lanes::LaneStats;
 use crate::memory::RegionInfo;
-use crate::vring::{FROM_GUEST, N_RINGS, TO_GUEST};
+use crate::vring::{FROM_GUEST, MAX_PAIRS, N_RINGS, RingFault, TO_GUEST};
 
 /// Where a port is in its life. Displays, and serialises, as the operator reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum PortState {
     Connected,
     /// Features are agreed upon.
     Negotiated,
-    /// Both rings are polled and enabled.
+    /// Rings to the guest and from it are polled and enabled.
     Running,
     /// It can't go on until the guest resets or the frontend reconnects: why, in words.
     Failed(String),
@@ -52,8 +53,19 @@ pub struct RingStatus {
     pub size: Option<u16>,
     /// Polled and enabled.
     pub running: bool,
+    /// Frames moved.
+    pub packets: u64,
     /// Interrupts sent to the guest.
     pub calls: u64,
+}
+
+/// One queue pair, for status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct QueueStatus {
+    /// The ring to the guest (its receive ring).
+    pub to_guest: RingStatus,
+    /// The ring from the guest (its transmit ring).
+    pub from_guest: RingStatus,
 }
 
 /// All there is to know about a port.
@@ -81,10 +93,10 @@ pub struct PortStatus {
     pub features: Vec<&'static str>,
     /// Memory the frontend shares.
     pub memory: Vec<RegionInfo>,
-    /// The ring to the guest (its receive ring).
-    pub to_guest_ring: RingStatus,
-    /// The ring from the guest (its transmit ring).
-    pub from_guest_ring: RingStatus,
+    /// Queue pairs the frontend has set up, up to the last one.
+    pub queues: Vec<QueueStatus>,
+    /// How many of them run.
+    pub n_queues_running: usize,
     /// Frames sent to the guest, and drops on the way.
     pub to_guest: StatsSnapshot,
     /// Frames received from the guest, and drops on the way.
@@ -113,18 +125,21 @@ pub(crate) struct Progress {
 /// Shared by the control thread, which writes, and status, which reads. Never touched by a core.
 pub(crate) struct Board {
     progress: Mutex<Progress>,
-    pub rings: [Arc<RingState>; N_RINGS],
-    pub stats: [SharedStats; N_RINGS],
-    pub calls: [Arc<Counter>; N_RINGS],
+    /// By ring index.
+    rings: Vec<(Arc<RingState>, LaneStats)>,
+    /// Of the halves to the guest, and from it.
+    stats: [Vec<SharedStats>; 2],
 }
 
 impl Board {
-    pub fn new(
-        rings: [Arc<RingState>; N_RINGS],
-        stats: [SharedStats; N_RINGS],
-        calls: [Arc<Counter>; N_RINGS],
-    ) -> Self {
-        Board { progress: Mutex::default(), rings, stats, calls }
+    pub fn new(rings: Vec<(Arc<RingState>, LaneStats)>, stats: [Vec<SharedStats>; 2]) -> Self {
+        assert_eq!(rings.len(), N_RINGS, "every ring there could be");
+        Board { progress: Mutex::default(), rings, stats }
+    }
+
+    /// Why a ring has stopped, if one has.
+    pub fn fault(&self) -> Option<RingFault> {
+        self.rings.iter().find_map(|(state, _)| state.fault())
     }
 
     pub fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -138,13 +153,15 @@ impl Board {
             let state = progress.failure.map_or(PortState::Waiting, PortState::Failed);
             return (state, progress.waiting_for);
         }
-        if let Some(fault) = self.rings.iter().find_map(|ring| ring.fault()) {
+        if let Some(fault) = self.fault() {
             return (
                 PortState::Failed(fault.words().to_owned()),
                 "a reset of the guest, or a reconnect".into(),
             );
         }
-        if self.rings.iter().all(|ring| ring.is_running()) {
+        // One queue pair of those the guest may use is enough.
+        let any = |side: usize| self.rings.iter().skip(side).step_by(2).any(|(ring, _)| ring.is_running());
+        if any(TO_GUEST) && any(FROM_GUEST) {
             return (PortState::Running, String::new());
         }
         let state = if progress.features.is_some() { PortState::Negotiated } else { PortState::Connected };
@@ -152,17 +169,45 @@ impl Board {
     }
 
     fn ring_status(&self, ring: usize) -> RingStatus {
+        let (state, stats) = &self.rings[ring];
         RingStatus {
             size: self.progress().sizes[ring],
-            running: self.rings[ring].is_running(),
-            calls: self.calls[ring].get(),
+            running: state.is_running(),
+            packets: stats.packets.get(),
+            calls: stats.calls.get(),
         }
+    }
+
+    fn queues(&self) -> Vec<QueueStatus> {
+        let pair = |n| QueueStatus {
+            to_guest: self.ring_status(2 * n + TO_GUEST),
+            from_guest: self.ring_status(2 * n + FROM_GUEST),
+        };
+        let mut queues: Vec<_> = (0..MAX_PAIRS).map(pair).collect();
+        let set_up = |queue: &QueueStatus| queue.to_guest.size.is_some() || queue.from_guest.size.is_some();
+        queues.truncate(queues.iter().rposition(set_up).map_or(0, |last| last + 1));
+        queues
+    }
+
+    fn sum(&self, side: usize) -> StatsSnapshot {
+        let mut halves = self.stats[side].iter().map(|stats| stats.snapshot());
+        let mut sum = halves.next().unwrap_or_default();
+        for half in halves {
+            sum.packets += half.packets;
+            sum.bytes += half.bytes;
+            sum.bursts += half.bursts;
+            for (reason, n) in half.drops {
+                *sum.drops.entry(reason).or_default() += n;
+            }
+        }
+        sum
     }
 
     pub fn status(&self, name: &str, path: &std::path::Path, role: Role) -> PortStatus {
         let (state, detail) = self.state();
         let progress = self.progress().clone();
-        let fault = self.rings.iter().find_map(|ring| ring.fault()).map(|f| f.words().to_owned());
+        let fault = self.fault().map(|f| f.words().to_owned());
+        let queues = self.queues();
         PortStatus {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -175,10 +220,10 @@ impl Board {
             mtu: progress.mtu,
             features: progress.features.map(crate::setup::names).unwrap_or_default(),
             memory: progress.memory,
-            to_guest_ring: self.ring_status(TO_GUEST),
-            from_guest_ring: self.ring_status(FROM_GUEST),
-            to_guest: self.stats[TO_GUEST].snapshot(),
-            from_guest: self.stats[FROM_GUEST].snapshot(),
+            n_queues_running: queues.iter().filter(|q| q.to_guest.running && q.from_guest.running).count(),
+            queues,
+            to_guest: self.sum(TO_GUEST),
+            from_guest: self.sum(FROM_GUEST),
         }
     }
 }

@@ -1,76 +1,124 @@
 //! The sending half of a vhost port: frames for the guest to receive (its ring 0).
 //!
-//! Polled by one core. A frame fills one chain, or several when the guest merges buffers. A full
-//! ring leaves the rest of the burst to the caller; a ring that isn't running takes all and
+//! Polled by one core. With several queues enabled frames go to them by flow. A frame fills one chain, or several when
+//! the guest merges buffers. A full ring leaves the rest of the burst to the caller; a ring that isn't running takes all and
 //! drops it by name. A frame with work that the guest did not negotiate stays with the caller too, who
 //! has asked for [`offloads`](TxQueue::offloads) and does it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arrayvec::ArrayVec;
 use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::offload::Offloads;
 use spp_drivers::port::TxQueue;
-use spp_drivers::stats::{Counter, DropReason, QueueStats, SharedStats};
+use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst};
 
-use crate::handover::Mailbox;
+use crate::flow;
+use crate::lanes::{Lane, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
-use crate::vring::{RingFault, RingFeatures, fill};
+use crate::vring::{MAX_PAIRS, RingFault, RingFeatures, fill};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
-    mailbox: Mailbox,
+    lanes: Lanes,
     stats: SharedStats,
-    calls: Arc<Counter>,
+    /// Where a burst is dealt out to several rings; only for a half that may have several.
+    deal: Option<Box<[Burst; MAX_PAIRS]>>,
 }
 
 impl ToGuest {
-    /// A half without a ring yet. `calls` counts interrupts sent to the guest.
-    pub fn new(mailbox: Mailbox, calls: Arc<Counter>) -> ToGuest {
-        ToGuest { mailbox, stats: QueueStats::shared(), calls }
+    /// A half without a ring yet.
+    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicBool>) -> ToGuest {
+        let lanes = Lanes::new(lanes, bell, false);
+        let deal = (lanes.n_all() > 1).then(Default::default);
+        ToGuest { lanes, stats: QueueStats::shared(), deal }
+    }
+
+    /// Sends on one ring. A ring that fails takes the rest along: it would only fail again.
+    #[inline(always)]
+    fn send_on(&mut self, nth: usize, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        let Lane { mailbox, stats } = self.lanes.active(nth);
+        let sent = match mailbox.ring() {
+            Some((ring, _)) => for_layout!(&mut ring.0, ring => send(ring, pool, from, &self.stats)),
+            None => Err(RingFault::MemoryGone), // lanes without a ring are not active
+        };
+        match sent {
+            Ok(Sent { n_left, n_frames, bytes, called }) => {
+                self.stats.moved(n_frames, bytes);
+                stats.packets.add(n_frames as u64);
+                stats.calls.add(u64::from(called));
+                n_left
+            }
+            Err(fault) => {
+                mailbox.fail(fault);
+                self.lanes.refresh();
+                self.drop_all(pool, from)
+            }
+        }
+    }
+
+    fn drop_all(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        let n = from.free_all(pool);
+        self.stats.dropped(DropReason::NotRunning, n);
+        n
+    }
+
+    /// Deals a burst out to the rings by flow: what a ring has no room for comes back, each flow in its order.
+    #[inline(never)]
+    fn spread(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        let Some(mut deal) = self.deal.take() else { return self.drop_all(pool, from) };
+        let (n_lanes, n) = (self.lanes.n_active(), from.len());
+        from.iter().for_each(|packet| packet.prefetch());
+        for packet in from.take_all() {
+            let nth = flow::pick(flow::hash(packet.data()), n_lanes);
+            let dealt = deal[nth].push(packet);
+            debug_assert!(dealt.is_ok(), "one burst fits one burst");
+        }
+        // From the last to the first: a lane that fails leaves those before it where they are.
+        for (nth, burst) in deal.iter_mut().enumerate().take(n_lanes).rev() {
+            if !burst.is_empty() {
+                self.send_on(nth, pool, burst);
+            }
+        }
+        for burst in deal.iter_mut().take(n_lanes) {
+            for packet in burst.take_all() {
+                let left = from.push(packet);
+                debug_assert!(left.is_ok(), "it came from there");
+            }
+        }
+        self.deal = Some(deal);
+        n - from.len()
     }
 }
 
 impl TxQueue for ToGuest {
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
-        self.mailbox.poll();
-        let sent = match self.mailbox.ring() {
-            Some((ring, true)) => for_layout!(&mut ring.0, ring => send(ring, pool, from, &self.stats)),
-            _ => {
-                let n = from.free_all(pool);
-                self.stats.dropped(DropReason::NotRunning, n);
-                return n;
-            }
-        };
-        match sent {
-            Ok(Sent { n_left, n_frames, bytes, called }) => {
-                self.stats.moved(n_frames, bytes);
-                self.calls.add(u64::from(called));
-                n_left
-            }
-            Err(fault) => {
-                self.mailbox.fail(fault);
-                let n = from.free_all(pool);
-                self.stats.dropped(DropReason::NotRunning, n);
-                n
-            }
+        self.lanes.poll();
+        match self.lanes.n_active() {
+            0 => self.drop_all(pool, from),
+            1 => self.send_on(0, pool, from),
+            _ => self.spread(pool, from),
         }
     }
 
     fn offloads(&mut self) -> Offloads {
-        self.mailbox.poll();
-        // Without a ring nothing is sent, so nothing need be done before.
-        let ring = self.mailbox.ring();
+        self.lanes.poll();
+        // Without a ring nothing is sent, so nothing need be done before. All rings of a guest have its features.
+        if self.lanes.n_active() == 0 {
+            return Offloads::ALL;
+        }
+        let ring = self.lanes.active(0).mailbox.ring();
         ring.map_or(Offloads::ALL, |(ring, _)| for_layout!(&ring.0, ring => ring.features.to_guest))
     }
 
     fn poll_control(&mut self) {
-        self.mailbox.poll();
+        self.lanes.poll();
     }
 
     fn stats(&self) -> SharedStats {

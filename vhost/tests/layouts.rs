@@ -170,7 +170,7 @@ fn packed_guest_is_called_only_when_it_asks() {
             assert!(guest.receive(&mut frame));
         }
         drop(guest);
-        assert!(port.close().to_guest_ring.calls >= 20);
+        assert!(port.close().queues[0].to_guest.calls >= 20);
 
         let (_dir, path) = socket();
         let port = Echo::open(&path, Role::Client);
@@ -180,6 +180,6 @@ fn packed_guest_is_called_only_when_it_asks() {
         echo(&mut guest, [60; 600]);
         assert!(guest.counters().kicks <= 6, "we poll, so a driver has nothing to kick for");
         drop(guest);
-        assert_eq!(port.close().to_guest_ring.calls, 0, "a guest that polls is left alone");
+        assert_eq!(port.close().queues[0].to_guest.calls, 0, "a guest that polls is left alone");
     }
 }

@@ -15,11 +15,30 @@ fn explore(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
+type Bell = Arc<AtomicBool>;
+
+/// Both ends, and the bell between them.
+fn pair() -> (Handover, Mailbox, Bell) {
+    let bell = Bell::new(AtomicBool::new(false));
+    let (control, mailbox) = handover(bell.clone());
+    (control, mailbox, bell)
+}
+
+/// As the halves do it.
+fn listen(mailbox: &mut Mailbox, bell: &Bell) {
+    if bell.load(Ordering::Relaxed) {
+        bell.swap(false, Ordering::AcqRel);
+        if mailbox.poll() {
+            bell.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// A core: bursts until it is told to end, or until its turn at the model ends.
-fn core(mut mailbox: Mailbox, end: Arc<AtomicBool>) -> thread::JoinHandle<Mailbox> {
+fn core(mut mailbox: Mailbox, bell: Bell, end: Arc<AtomicBool>) -> thread::JoinHandle<Mailbox> {
     thread::spawn(move || {
         while !end.load(Ordering::Acquire) {
-            mailbox.poll();
+            listen(&mut mailbox, &bell);
             if let Some((ring, _enabled)) = mailbox.ring() {
                 ring.memory.0.touch();
             }
@@ -37,9 +56,9 @@ fn start(handover: &mut Handover) {
 #[test]
 fn memory_given_up_by_a_core_is_not_touched_by_it_any_more() {
     explore(|| {
-        let (mut control, mailbox) = handover();
+        let (mut control, mailbox, bell) = pair();
         let end = Arc::new(AtomicBool::new(false));
-        let core = core(mailbox, end.clone());
+        let core = core(mailbox, bell, end.clone());
         start(&mut control);
         let new = RingMemory(Arc::new(Map::default()));
         match control.call(Command::Remap(Box::new(new))) {
@@ -54,9 +73,9 @@ fn memory_given_up_by_a_core_is_not_touched_by_it_any_more() {
 #[test]
 fn a_stopped_ring_comes_back_and_its_memory_can_be_unmapped() {
     explore(|| {
-        let (mut control, mailbox) = handover();
+        let (mut control, mailbox, bell) = pair();
         let end = Arc::new(AtomicBool::new(false));
-        let core = core(mailbox, end.clone());
+        let core = core(mailbox, bell, end.clone());
         start(&mut control);
         match control.call(Command::Stop) {
             Ok(Reply::Ring(Some(ring))) => drop(ring),
@@ -71,9 +90,9 @@ fn a_stopped_ring_comes_back_and_its_memory_can_be_unmapped() {
 #[test]
 fn an_answer_that_comes_too_late_unmaps_nothing_a_core_still_uses() {
     explore(|| {
-        let (mut control, mailbox) = handover();
+        let (mut control, mailbox, bell) = pair();
         let end = Arc::new(AtomicBool::new(false));
-        let core = core(mailbox, end.clone());
+        let core = core(mailbox, bell, end.clone());
         start(&mut control);
         PATIENCE.store(1, Ordering::Relaxed);
         let first = control.call(Command::Stop);
@@ -91,7 +110,7 @@ fn an_answer_that_comes_too_late_unmaps_nothing_a_core_still_uses() {
 #[test]
 fn a_core_that_is_gone_is_an_answer_too() {
     explore(|| {
-        let (mut control, mailbox) = handover();
+        let (mut control, mailbox, _bell) = pair();
         let core = thread::spawn(move || drop(mailbox));
         assert!(matches!(control.call(Command::Stop), Err(NoAnswer)));
         core.join().unwrap();
@@ -101,16 +120,16 @@ fn a_core_that_is_gone_is_an_answer_too() {
 #[test]
 fn a_fault_is_seen_by_the_control_thread_and_ends_with_the_next_start() {
     explore(|| {
-        let (mut control, mut mailbox) = handover();
+        let (mut control, mut mailbox, bell) = pair();
         let core = thread::spawn(move || {
             while mailbox.ring().is_none() {
-                mailbox.poll();
+                listen(&mut mailbox, &bell);
                 thread::yield_now();
             }
             mailbox.fail(RingFault::Fault);
             assert!(mailbox.ring().is_none());
             while mailbox.ring().is_none() {
-                mailbox.poll();
+                listen(&mut mailbox, &bell);
                 thread::yield_now();
             }
         });

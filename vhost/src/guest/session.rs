@@ -1,7 +1,7 @@
 //! The frontend's end of the socket: connecting in either role, and the set-up messages in the
 //! order the configuration asks for. Every wait has a deadline.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -134,13 +134,14 @@ impl Session {
             frontend.set_owner().map_err(said("SET_OWNER"))?;
             frontend.get_features().map_err(said("GET_FEATURES"))?;
         }
+        let mut session = Session { frontend, socket, order: config.order, offered };
         if config.n_pairs > 1 {
-            let n = frontend.get_queue_num().map_err(said("GET_QUEUE_NUM"))?;
+            let n = session.queue_pairs()?;
             if n < u64::from(config.n_pairs) || offered & F_MQ == 0 {
                 return Err(GuestError::Config(format!("the backend has {n} queue pairs")));
             }
         }
-        Ok(Session { frontend, socket, order: config.order, offered })
+        Ok(session)
     }
 
     /// What the backend offers.
@@ -206,17 +207,23 @@ impl Session {
         self.frontend.get_vring_base(index).map_err(said("GET_VRING_BASE"))
     }
 
+    /// GET_QUEUE_NUM. The crate's frontend takes the answer for the number of rings.
+    fn queue_pairs(&mut self) -> Result<u64, GuestError> {
+        let mut reply = [0; 20];
+        let words = [17u32, 1, 0];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let asked = self.socket.write_all(&bytes).and_then(|()| self.socket.read_exact(&mut reply));
+        asked.map_err(|error| said("GET_QUEUE_NUM")(vhost::Error::IOError(error)))?;
+        Ok(u64::from_ne_bytes(*reply.last_chunk().expect("the array is longer")))
+    }
+
     /// Sends a message with a vring state, without a wish for a reply: three words of header (request, version,
     /// size), ring, number.
     fn tell(&mut self, name: &'static str, request: u32, index: usize, num: u32) -> Result<(), GuestError> {
         const VERSION: u32 = 1;
         let words = [request, VERSION, 8, index as u32, num];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let failed = |error: std::io::Error| GuestError::Protocol {
-            request: name,
-            source: vhost::Error::IOError(error),
-        };
-        self.socket.write_all(&bytes).map_err(failed)
+        self.socket.write_all(&bytes).map_err(|error| said(name)(vhost::Error::IOError(error)))
     }
 
     /// True while the backend holds its end of the socket.

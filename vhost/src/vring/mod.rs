@@ -17,12 +17,14 @@ pub(crate) use fill::fill;
 pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
 pub use walk::{Ring, RingMemory};
 
-/// Ring index of the guest's receive ring: we send to the guest through it.
+/// Index of the guest's first receive ring: we send to the guest through it. Even ones follow.
 pub const TO_GUEST: usize = 0;
-/// Ring index of the guest's transmit ring: we receive from the guest through it.
+/// Index of the guest's first transmit ring: we receive from the guest through it. Odd ones follow.
 pub const FROM_GUEST: usize = 1;
-/// Rings of a port: one queue pair.
-pub const N_RINGS: usize = 2;
+/// Most queue pairs of a port.
+pub const MAX_PAIRS: usize = 16;
+/// Rings of a port.
+pub const N_RINGS: usize = 2 * MAX_PAIRS;
 
 /// Why a ring can't go on until it is set up again. The guest lied about the ring itself, or its memory vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,15 +9,17 @@ pub mod served;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use spp_drivers::offload::Offloads;
 use spp_drivers::port::{RxQueue, TxQueue};
-use spp_drivers::stats::{Counter, DropReason};
+use spp_drivers::stats::DropReason;
 use spp_drivers::{BURST, Burst};
 use spp_vhost::handover::{Command, Handover, Reply, handover};
+use spp_vhost::lanes::{Lane, LaneStats};
 use spp_vhost::memory::{FrontendVa, GuestMap, RegionInfo};
 use spp_vhost::vring::layout::RingAddr;
 use spp_vhost::vring::{Ring, RingFault, RingFeatures, RingMemory};
@@ -132,14 +134,14 @@ pub struct Bench<H> {
 }
 
 pub trait Half {
-    fn build(mailbox: spp_vhost::handover::Mailbox, pool: &Pool) -> Self;
+    fn build(lane: Lane, bell: Arc<AtomicBool>, pool: &Pool) -> Self;
     fn poll(&mut self);
     fn drops(&self, reason: DropReason) -> u64;
 }
 
 impl Half for FromGuest {
-    fn build(mailbox: spp_vhost::handover::Mailbox, pool: &Pool) -> Self {
-        FromGuest::new(mailbox, Arc::new(Counter::default()), pool)
+    fn build(lane: Lane, bell: Arc<AtomicBool>, pool: &Pool) -> Self {
+        FromGuest::new([lane], bell, pool)
     }
     fn poll(&mut self) {
         self.poll_control();
@@ -150,8 +152,8 @@ impl Half for FromGuest {
 }
 
 impl Half for ToGuest {
-    fn build(mailbox: spp_vhost::handover::Mailbox, _pool: &Pool) -> Self {
-        ToGuest::new(mailbox, Arc::new(Counter::default()))
+    fn build(lane: Lane, bell: Arc<AtomicBool>, _pool: &Pool) -> Self {
+        ToGuest::new([lane], bell)
     }
     fn poll(&mut self) {
         self.poll_control();
@@ -165,8 +167,9 @@ impl<H: Half + Send> Bench<H> {
     /// A running ring of `size` whose indices start at `start`.
     pub fn new(size: u16, start: u16, features: RingFeatures) -> Self {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 512 }).unwrap();
-        let (handover, mailbox) = handover();
-        let half = H::build(mailbox, &pool);
+        let bell: Arc<AtomicBool> = Arc::default();
+        let (handover, mailbox) = handover(bell.clone());
+        let half = H::build(Lane::new(mailbox, LaneStats::default()), bell, &pool);
         let memory = Memory::new();
         let cache = pool.cache();
         let mut bench = Bench { memory, half, handover, cache, pool, size, avail: start, used: start };
