@@ -29,11 +29,11 @@ fn mac(i: usize) -> MacAddr {
 }
 
 fn rx(slot: u16, vlan: VlanOp) -> RxEdge {
-    RxEdge { slot: RxSlot(slot), vlan, closed: false, stats: QueueStats::shared() }
+    RxEdge { slot: RxSlot(slot), vlan, closed: false, from: Default::default(), stats: QueueStats::shared() }
 }
 
 fn tx(slot: u16, vlan: VlanOp) -> TxEdge {
-    TxEdge { slot: TxSlot(slot), vlan, full: FULL, stats: QueueStats::shared() }
+    TxEdge { slot: TxSlot(slot), vlan, full: FULL, guest: None, stats: QueueStats::shared() }
 }
 
 /// `n_entries` addresses dealt to `n_tx` outputs, in VLANs 1 to `n_vlans`, or untagged with none.
@@ -110,7 +110,7 @@ const CASES: &[Case] = &[
 
 fn classify(table: Table, n_tx: u16) -> Work {
     Work::Classify {
-        rx: rx(0, VlanOp::None),
+        rx: vec![rx(0, VlanOp::None)],
         tx: (0..n_tx).map(|slot| tx(slot, VlanOp::None)).collect(),
         table,
     }

@@ -100,6 +100,9 @@ pub struct Run {
     /// Run any core mask on the CPUs there are: threads are not pinned and yield when idle
     #[arg(long)]
     pub fold_cores: bool,
+    /// Send what guests of one NIC and VLAN send each other to the wire too, as SPP does, and not from guest to guest inside
+    #[arg(long)]
+    pub no_local_switching: bool,
     /// Where to serve the HTTP API; may be given several times [default: unix:/run/spp/api.sock]
     #[arg(long, value_name = "unix:PATH|tcp:IP:PORT")]
     pub api: Vec<ApiAddress>,

@@ -50,6 +50,8 @@ drop_reasons! {
     NoBuffer = "no_buffer",
     /// The ring between two components was full.
     RingFull = "ring_full",
+    /// The ring that brings a guest's frames to other guests of the same NIC was full.
+    LocalRingFull = "local_ring_full",
     /// Frame shorter than an Ethernet header.
     Runt = "runt",
     /// Frame longer than this port can carry.

@@ -1,4 +1,4 @@
-//! classifier: one input to the outputs that the table chooses.
+//! classifier: what the wire brings, and what guests send to each other, to the outputs that the table chooses.
 //!
 //! Two passes over a burst: first all headers and look-ups, which do not depend on each other and so
 //! overlap their cache misses; then the packets move to the pending bursts of their outputs, which
@@ -11,22 +11,24 @@ use spp_drivers::{BURST, Burst};
 
 use crate::edge::{Books, Slots, TxHalf, flush, push, receive, refuse};
 use crate::frame;
-use crate::plan::{RxEdge, TxEdge};
+use crate::plan::{Origin, RxEdge, TxEdge};
 use crate::table::{Route, Table};
 
 /// Packets looked ahead when fetching headers.
 const LOOK_AHEAD: usize = 4;
 
 /// One turn.
-pub(crate) fn turn(rx: &RxEdge, tx: &[TxEdge], table: &Table, slots: &mut Slots, books: &mut Books) {
-    let input = &mut slots.rx[usize::from(rx.slot.0)];
-    if rx.closed {
-        refuse(rx, input, books);
-    } else if !tx.is_empty() && !table.is_empty() {
-        let mut burst = Burst::new();
-        receive(rx, input, books, &mut burst);
-        if !burst.is_empty() {
-            classify(rx, tx, table, &mut burst, &mut slots.tx, books);
+pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge], table: &Table, slots: &mut Slots, books: &mut Books) {
+    for edge in rx {
+        let input = &mut slots.rx[usize::from(edge.slot.0)];
+        if edge.closed {
+            refuse(edge, input, books);
+        } else if !tx.is_empty() && !table.is_empty() {
+            let mut burst = Burst::new();
+            receive(edge, input, books, &mut burst);
+            if !burst.is_empty() {
+                classify(edge, tx, table, &mut burst, &mut slots.tx, books);
+            }
         }
     }
     for edge in tx {
@@ -43,13 +45,27 @@ fn classify(
     books: &mut Books,
 ) {
     let routes = look_up(table, burst, books.pool);
+    let is_local = rx.from == Origin::Local;
     for (packet, route) in burst.take_all().zip(routes) {
         match route {
+            Route::One(output) if is_local && is_own(&packet, &tx[usize::from(output)]) => {
+                books.drop_packet(packet, &rx.stats, DropReason::UnknownDestination);
+            }
             Route::One(output) => send(tx, output, packet, halves, books),
-            Route::Each(outputs) => spread(tx, outputs, packet, halves, books),
+            Route::Each(outputs) => {
+                let sender = is_local.then(|| packet.origin());
+                spread(rx, tx, outputs, sender, packet, halves, books);
+            }
             Route::Drop(reason) => books.drop_packet(packet, &rx.stats, reason),
         }
     }
+}
+
+/// True for a group frame on its way back to who sent it.
+#[inline(never)]
+fn is_own(packet: &PacketBuf, output: &TxEdge) -> bool {
+    let is_group = packet.data().first().is_some_and(|byte| byte & 1 != 0);
+    is_group && output.guest == Some(packet.origin())
 }
 
 #[inline(always)]
@@ -77,17 +93,28 @@ fn send(tx: &[TxEdge], output: u16, packet: PacketBuf, halves: &mut [TxHalf], bo
     push(edge, &mut halves[usize::from(edge.slot.0)], packet, books);
 }
 
-/// One frame to several outputs: each gets a handle of it. An output that changes the tag does so to bytes of its own, so
-/// a tag put on for one is never seen on another.
+/// One frame to several outputs but the sender's: each gets a handle of it. An output that changes the tag does so to bytes
+/// of its own, so a tag put on for one is never seen on another.
 #[inline(never)]
-fn spread(tx: &[TxEdge], outputs: &[u16], mut packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
-    let Some((&last, others)) = outputs.split_last() else {
-        books.pool.free(packet);
+fn spread(
+    rx: &RxEdge,
+    tx: &[TxEdge],
+    outputs: &[u16],
+    sender: Option<u16>,
+    mut packet: PacketBuf,
+    halves: &mut [TxHalf],
+    books: &mut Books,
+) {
+    let others = |output: &u16| sender.is_none() || tx[usize::from(*output)].guest != sender;
+    let mut outputs = outputs.iter().copied().filter(others);
+    let Some(mut last) = outputs.next() else {
+        books.drop_packet(packet, &rx.stats, DropReason::UnknownDestination);
         return;
     };
-    for &output in others {
+    for next in outputs {
         books.ledger.copies += 1;
-        send(tx, output, packet.share(), halves, books);
+        send(tx, last, packet.share(), halves, books);
+        last = next;
     }
     send(tx, last, packet, halves, books);
 }

@@ -111,7 +111,7 @@ impl VfJson {
         let vf = topology.vf(id).ok()?;
         let phys = topology.vfs().iter().map(|vf| vf.phy);
         let attached = vf.components.iter().flat_map(|component| component.rx.iter().chain(&component.tx));
-        let attached = attached.map(|end| end.port);
+        let attached = attached.map(|end| end.port).filter(|port| !matches!(port, PortName::Local(_)));
         let mut ports: Vec<PortName> = phys.chain(vf.seen.iter().copied()).chain(attached).collect();
         ports.sort_unstable();
         ports.dedup();
@@ -173,7 +173,8 @@ fn on_core(vf: &Vf, core: usize) -> Vec<ComponentJson> {
 
 fn component_json(component: &Component) -> ComponentJson {
     let ports = |ends: &[Attachment]| {
-        Some(ends.iter().map(|end| PortJson { port: end.port, vlan: vlan_json(end.vlan) }).collect())
+        let known = ends.iter().filter(|end| !matches!(end.port, PortName::Local(_)));
+        Some(known.map(|end| PortJson { port: end.port, vlan: vlan_json(end.vlan) }).collect())
     };
     ComponentJson {
         core: component.core,

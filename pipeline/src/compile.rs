@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 use crate::table::Dst;
-use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, PortEnd, Topology};
+use crate::topology::{Attachment, Component, ComponentId, Direction, Entry, Plug, PortEnd, Topology};
 
 /// What all cores run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,7 +30,7 @@ pub struct Running {
     /// Inputs.
     pub rx: Vec<Input>,
     /// Outputs.
-    pub tx: Vec<Attachment>,
+    pub tx: Vec<Output>,
     /// Classifier entries in force.
     pub entries: Vec<Entry>,
 }
@@ -44,6 +44,19 @@ pub struct Input {
     pub vlan: VlanOp,
     /// Frames are taken and dropped.
     pub closed: bool,
+    /// The plugged guest whose frames these are, and nobody else's.
+    pub guest: Option<Plug>,
+}
+
+/// An output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// The port.
+    pub port: PortName,
+    /// Done to each frame last.
+    pub vlan: VlanOp,
+    /// The vhost whose guest gets these frames, and nobody else.
+    pub guest: Option<u32>,
 }
 
 /// One change of one core.
@@ -70,8 +83,21 @@ impl Running {
     fn is_complete(&self) -> bool {
         match self.kind {
             ComponentKind::Mirror => self.tx.len() == 2,
-            _ => !self.rx.is_empty() && !self.tx.is_empty(),
+            _ => {
+                // The local ring alone is no work: without a NIC its two ends are idle.
+                let real = |port: PortName| !matches!(port, PortName::Local(_));
+                self.rx.iter().any(|rx| real(rx.port)) && self.tx.iter().any(|tx| real(tx.port))
+            }
         }
+    }
+
+    /// True when two of the guests it takes from are in one VLAN.
+    pub fn has_neighbours(&self) -> bool {
+        let mut plugs = self.rx.iter().filter_map(|rx| rx.guest);
+        plugs.any(|one| {
+            let mut others = self.rx.iter().filter_map(|rx| rx.guest);
+            others.any(|other| other.vhost != one.vhost && other.vlan == one.vlan)
+        })
     }
 
     /// Entries as (VLAN, destination, index of the output).
@@ -100,9 +126,17 @@ impl Running {
 
 fn running(topology: &Topology, component: &Component, missing: &BTreeSet<PortName>) -> Running {
     let there = |attachment: &&Attachment| !missing.contains(&attachment.port);
-    let tx: Vec<Attachment> = component.tx.iter().filter(there).copied().collect();
+    let guest = |direction, port| topology.guest_at((direction, port));
+    let tx = component.tx.iter().filter(there).map(|tx| {
+        let guest = guest(Direction::Tx, tx.port).map(|plug| plug.vhost);
+        Output { port: tx.port, vlan: tx.vlan, guest }
+    });
+    let tx: Vec<Output> = tx.collect();
     let rx = component.rx.iter().filter(there);
-    let rx = rx.map(|rx| Input { port: rx.port, vlan: rx.vlan, closed: topology.closes(component, rx.port) });
+    let rx = rx.map(|rx| {
+        let (port, closed) = (rx.port, topology.closes(component, rx.port));
+        Input { port, vlan: rx.vlan, closed, guest: guest(Direction::Rx, port) }
+    });
     let own = |entry: &&Entry| tx.iter().any(|tx| tx.port == entry.port);
     let entries = match component.kind {
         ComponentKind::Classifier => {

@@ -15,7 +15,7 @@ use crate::edge::{self, Books, Ledger, Slots};
 use crate::handover::{Parcel, SlotBook};
 use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
 use crate::stats::{ComponentStats, CycleCounters, Cycles};
-use crate::{classifier, forwarder, merger, mirror};
+use crate::{classifier, forwarder, local, merger, mirror};
 
 /// What a turn of all components came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +198,7 @@ fn run(work: &Work, slots: &mut Slots, mut books: Books) {
         Work::Forward { rx, tx } => forwarder::turn(rx, tx, slots, &mut books),
         Work::Merge { rx, tx } => merger::turn(rx, tx, slots, &mut books),
         Work::Classify { rx, tx, table } => classifier::turn(rx, tx, table, slots, &mut books),
+        Work::MergeLocal { rx, tx, guests } => local::turn(rx, tx, guests, slots, &mut books),
         Work::Mirror { rx, tx } => mirror::turn(rx, tx, slots, &mut books),
     }
 }

@@ -22,6 +22,7 @@ pub mod engine;
 mod forwarder;
 pub mod frame;
 mod handover;
+mod local;
 mod merger;
 mod mirror;
 pub mod names;

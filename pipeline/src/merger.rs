@@ -4,19 +4,34 @@
 //! While the output is full no open input is polled; closed ones are emptied all the same. The input that could
 //! not be served is the first one next time, so a slow output starves nobody.
 
-use crate::edge::{Books, Slots, flush, receive, refuse, rework};
+use spp_drivers::Burst;
+
+use crate::edge::{Books, RxHalf, Slots, TxHalf, flush, receive, refuse, rework};
 use crate::frame;
 use crate::plan::{RxEdge, TxEdge, VlanOp};
 
 /// One turn: each input once.
 pub(crate) fn turn(rx: &[RxEdge], tx: &TxEdge, slots: &mut Slots, books: &mut Books) {
     let output = &mut slots.tx[usize::from(tx.slot.0)];
+    serve(rx, tx, &mut slots.rx, output, books, |_, _, _, _| {});
+}
+
+/// A turn in which `sort` sees what each input gave: the burst, and where in it the input's packets start.
+#[inline(always)]
+pub(crate) fn serve(
+    rx: &[RxEdge],
+    tx: &TxEdge,
+    inputs: &mut [RxHalf],
+    output: &mut TxHalf,
+    books: &mut Books,
+    mut sort: impl FnMut(&RxEdge, &mut Burst, usize, &mut Books),
+) {
     flush(tx, output, books);
     let start = if usize::from(output.cursor) < rx.len() { usize::from(output.cursor) } else { 0 };
     let mut unserved = None;
     for index in (start..rx.len()).chain(0..start) {
         let edge = &rx[index];
-        let input = &mut slots.rx[usize::from(edge.slot.0)];
+        let input = &mut inputs[usize::from(edge.slot.0)];
         if edge.closed {
             refuse(edge, input, books);
             continue;
@@ -30,6 +45,7 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &TxEdge, slots: &mut Slots, books: &mut Bo
         }
         let first = output.pending.len();
         receive(edge, input, books, &mut output.pending);
+        sort(edge, &mut output.pending, first, books);
         if tx.vlan != VlanOp::None {
             rework(&mut output.pending, first, &tx.stats, books, |packet, pool| {
                 frame::apply(tx.vlan, packet, pool)

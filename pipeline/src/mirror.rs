@@ -15,6 +15,7 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge; 2], slots: &mut Slots, books: &m
     let [original, copy] = tx;
     let halves = slots.tx.get_disjoint_mut([usize::from(original.slot.0), usize::from(copy.slot.0)]);
     let Ok([output, copies]) = halves else { return };
+    flush(copy, copies, books);
     flush(original, output, books);
     for edge in rx {
         let input = &mut slots.rx[usize::from(edge.slot.0)];

@@ -17,6 +17,8 @@ pub enum PortName {
     Vhost(u32),
     /// A packet ring between two components.
     Ring(u32),
+    /// The ring by which a NIC's guests reach each other, by the NIC's number. Made by the node, never attached by name.
+    Local(u32),
 }
 
 impl PortName {
@@ -61,6 +63,7 @@ impl fmt::Display for PortName {
             PortName::Phy(n) => write!(f, "phy:{n}"),
             PortName::Vhost(n) => write!(f, "vhost:{n}"),
             PortName::Ring(n) => write!(f, "ring:{n}"),
+            PortName::Local(n) => write!(f, "local:{n}"),
         }
     }
 }
@@ -167,9 +170,19 @@ mod tests {
 
     #[test]
     fn malformed_port_names_are_refused() {
-        for text in
-            ["", "phy", "phy:", "phy:-1", "phy:+1", "phy:1 ", "phy:0nq1", "ring:4294967296", "tap:0", "PHY:0"]
-        {
+        for text in [
+            "",
+            "phy",
+            "phy:",
+            "phy:-1",
+            "phy:+1",
+            "phy:1 ",
+            "phy:0nq1",
+            "ring:4294967296",
+            "tap:0",
+            "PHY:0",
+            "local:0",
+        ] {
             assert!(text.parse::<PortName>().is_err(), "{text}");
         }
     }

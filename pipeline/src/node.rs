@@ -52,12 +52,15 @@ pub struct NodeOptions {
     /// Nothing passes from the guest of a vhost that is not plugged. True wherever plug and unplug
     /// are used; false for a node wired by component commands alone.
     pub gate_unplugged: bool,
+    /// Guests of one NIC and VLAN reach each other inside the node. False: all their frames go to the wire, as
+    /// SPP does it.
+    pub local_switching: bool,
     /// Longest wait for a core to take over a plan.
     pub change_deadline: Duration,
 }
 
 impl Default for NodeOptions {
-    /// As OpenStack has it.
+    /// As OpenStack has it, and with the short way between guests.
     fn default() -> NodeOptions {
         NodeOptions {
             vhost_dir: PathBuf::from("/tmp"),
@@ -65,6 +68,7 @@ impl Default for NodeOptions {
             state_dir: None,
             fold_cores: false,
             gate_unplugged: true,
+            local_switching: true,
             change_deadline: Duration::from_secs(2),
         }
     }
@@ -264,6 +268,8 @@ impl Node {
         let wanted = Wiring::compile(&self.topology, &self.missing());
         self.board.settle(&wanted)?;
         self.board.forget_all_but(&self.topology);
+        // What is left in a ring that nobody serves must not come out when somebody does again.
+        (0..self.nics.len() as u32).for_each(|number| self.board.purge(PortName::Local(number)));
         self.unsettled = None;
         Ok(())
     }

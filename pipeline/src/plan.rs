@@ -45,8 +45,28 @@ pub struct RxEdge {
     pub vlan: VlanOp,
     /// The gate: while closed, frames are taken and dropped as `unplugged`.
     pub closed: bool,
+    /// Whose packets these are.
+    pub from: Origin,
     /// Packets taken, and drops that happened on this side of the component.
     pub stats: SharedStats,
+}
+
+/// Whose packets an input brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// The wire's, or several guests', or nobody's in particular.
+    #[default]
+    Any,
+    /// Those of one plugged guest.
+    Guest {
+        /// Its vhost id.
+        id: u16,
+        /// Its VLAN, 0 for a flat network.
+        vid: u16,
+    },
+    /// Those of guests to other guests of the same NIC; group frames carry their sender as
+    /// [`origin`](spp_drivers::dma::PacketBuf::origin).
+    Local,
 }
 
 /// A component's output.
@@ -57,6 +77,8 @@ pub struct TxEdge {
     pub vlan: VlanOp,
     /// What happens to frames the half does not take.
     pub full: WhenFull,
+    /// The guest, by vhost id, whose packets go here and nobody else's.
+    pub guest: Option<u16>,
     /// Packets the half took, and drops that happened on this side of the component.
     pub stats: SharedStats,
 }
@@ -92,10 +114,19 @@ pub enum Work {
         /// Output.
         tx: TxEdge,
     },
-    /// One input to the outputs that a table chooses.
+    /// As `Merge`, with a way inside for what one guest sends to another.
+    MergeLocal {
+        /// Inputs.
+        rx: Vec<RxEdge>,
+        /// The wire, and the local ring, which should drop when it is full.
+        tx: [TxEdge; 2],
+        /// The guests, by VLAN and address; its outputs are vhost ids.
+        guests: Table,
+    },
+    /// The wire's packets, and those guests send to each other, to the outputs that a table chooses.
     Classify {
-        /// Input.
-        rx: RxEdge,
+        /// Inputs.
+        rx: Vec<RxEdge>,
         /// Outputs, in the order the table numbers them.
         tx: Vec<TxEdge>,
         /// Which frames go where. While it is empty, or `tx` is, the input is not polled.
@@ -114,8 +145,9 @@ impl Work {
     /// The inputs.
     pub fn rx_edges(&self) -> &[RxEdge] {
         match self {
-            Work::Forward { rx, .. } | Work::Classify { rx, .. } => std::slice::from_ref(rx),
-            Work::Merge { rx, .. } | Work::Mirror { rx, .. } => rx,
+            Work::Forward { rx, .. } => std::slice::from_ref(rx),
+            Work::Merge { rx, .. } | Work::MergeLocal { rx, .. } => rx,
+            Work::Classify { rx, .. } | Work::Mirror { rx, .. } => rx,
         }
     }
 
@@ -124,7 +156,7 @@ impl Work {
         match self {
             Work::Forward { tx, .. } | Work::Merge { tx, .. } => std::slice::from_ref(tx),
             Work::Classify { tx, .. } => tx,
-            Work::Mirror { tx, .. } => tx,
+            Work::Mirror { tx, .. } | Work::MergeLocal { tx, .. } => tx,
         }
     }
 
@@ -132,7 +164,7 @@ impl Work {
     pub fn kind(&self) -> &'static str {
         match self {
             Work::Forward { .. } => "forward",
-            Work::Merge { .. } => "merge",
+            Work::Merge { .. } | Work::MergeLocal { .. } => "merge",
             Work::Classify { .. } => "classifier_mac",
             Work::Mirror { .. } => "mirror",
         }
@@ -215,8 +247,8 @@ impl Change {
                     );
                 }
             }
-            if let Work::Mirror { tx: [original, copy], .. } = work {
-                assert!(original.slot != copy.slot, "{name}: the original and the copy go to two outputs");
+            if let Work::Mirror { tx: [one, other], .. } | Work::MergeLocal { tx: [one, other], .. } = work {
+                assert!(one.slot != other.slot, "{name}: its two outputs are one");
             }
             if let Work::Classify { tx, table, .. } = work {
                 assert!(

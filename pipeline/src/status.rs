@@ -31,6 +31,9 @@ pub struct NodeStatus {
     pub fold_cores: bool,
     /// Nothing passes from the guests of unplugged vhosts.
     pub gate_unplugged: bool,
+    /// Guests of one NIC and VLAN reach each other inside the node.
+    #[serde(default)]
+    pub local_switching: bool,
     /// Packet memory.
     pub pool: PoolStatus,
     /// One for each NIC.

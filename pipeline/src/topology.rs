@@ -5,6 +5,7 @@
 //! [`crate::compile`] turns a topology into what the cores run.
 
 mod edit;
+mod local;
 mod plug;
 mod tap;
 
@@ -125,6 +126,9 @@ pub struct Topology {
     plugs: BTreeMap<u32, Plugged>,
     mirrors: Vec<Mirror>,
     taps: Vec<Tapped>,
+    local_switching: bool,
+    /// Only in a topology that is in force: the plugged vhost whose packets an end of a port carries.
+    guests: BTreeMap<PortEnd, u32>,
     next_id: u64,
 }
 
@@ -171,6 +175,8 @@ impl Topology {
             plugs: BTreeMap::new(),
             mirrors: Vec::new(),
             taps: Vec::new(),
+            local_switching: false,
+            guests: BTreeMap::new(),
             next_id: 0,
         };
         for index in 0..config.vfs.len() {
@@ -216,10 +222,13 @@ impl Topology {
         Ok(())
     }
 
-    /// The wiring with everything in it that is not configured component by component: taps.
+    /// The wiring with everything in it that is not configured component by component: taps, and the ways from guest to
+    /// guest.
     pub fn in_force(&self) -> Topology {
         let mut whole = self.clone();
+        whole.guests = self.guest_ends();
         whole.put_taps_in();
+        whole.put_local_in();
         whole
     }
 
@@ -319,7 +328,7 @@ impl Topology {
     /// `depth` bounds the walk in topologies that run in circles.
     fn only_from_unplugged(&self, port: PortName, depth: usize) -> bool {
         match port {
-            PortName::Phy(_) => false,
+            PortName::Phy(_) | PortName::Local(_) => false,
             PortName::Vhost(vhost) => !self.plugs.contains_key(&vhost),
             PortName::Ring(_) => match self.user_of((Direction::Tx, port)) {
                 Some(from) if depth > 0 && from.kind != ComponentKind::Classifier => {

@@ -4,6 +4,7 @@ mod support;
 
 use proptest::prelude::*;
 use spp_pipeline::engine::Engine;
+
 use spp_pipeline::plan::*;
 use spp_pipeline::stats::ComponentStats;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => (0usize..2, prop::collection::vec(one, 1..40)).prop_map(|(source, frames)| Step::Send(source, frames)),
         4 => Just(Step::Turn),
         2 => (0usize..3).prop_map(Step::Drain),
-        1 => (0u8..4, any::<bool>(), any::<bool>()).prop_map(|(kind, gate, toggle)| Step::Change(kind, gate, toggle)),
+        1 => (0u8..5, any::<bool>(), any::<bool>()).prop_map(|(kind, gate, toggle)| Step::Change(kind, gate, toggle)),
     ]
 }
 
@@ -59,6 +60,11 @@ fn component_of(
     let work = match kind {
         0 => Work::Forward { rx: rx(0), tx: tx(2) },
         1 => Work::Merge { rx: vec![rx(0), rx(1)], tx: tx(0) },
+        4 => Work::MergeLocal {
+            rx: (0..2).map(|id| RxEdge { from: Origin::Guest { id, vid: 1 }, ..rx(id) }).collect(),
+            tx: [tx(0), TxEdge { full: DROP, ..tx(1) }],
+            guests: table(&[(Some(1), MACS[0], 0), (Some(1), MACS[1], 1)]),
+        },
         3 => Work::Mirror { rx: vec![rx(1), rx(0)], tx: [tx(1), TxEdge { full: DROP, ..tx(2) }] },
         _ => {
             let entries = table(&[
@@ -67,7 +73,7 @@ fn component_of(
                 (Some(1), "default", 2),
                 (None, MACS[3], 2),
             ]);
-            Work::Classify { rx: rx(0), tx: (0..3).map(tx).collect(), table: entries }
+            Work::Classify { rx: vec![rx(0)], tx: (0..3).map(tx).collect(), table: entries }
         }
     };
     ComponentPlan { name: "any".into(), work, stats: stats.clone() }

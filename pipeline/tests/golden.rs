@@ -139,7 +139,7 @@ fn wire(case: &Value, pool: &spp_drivers::dma::Pool) -> Wiring {
                 let added = builder.add(vid, dst, output);
                 assert_eq!(added.is_err(), vid == Some(4095), "{vid:?} {added:?}");
             }
-            Work::Classify { rx: rx.pop().unwrap(), tx, table: builder.build() }
+            Work::Classify { rx, tx, table: builder.build() }
         }
         "forward" => Work::Forward { rx: rx.pop().unwrap(), tx: tx.pop().unwrap() },
         "merge" => Work::Merge { rx, tx: tx.pop().unwrap() },

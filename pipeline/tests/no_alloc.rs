@@ -15,6 +15,7 @@ use spp_drivers::dma::PoolCache;
 use spp_drivers::port::RxQueue;
 use spp_drivers::stats::{QueueStats, SharedStats};
 use spp_pipeline::engine::Engine;
+
 use spp_pipeline::plan::*;
 use spp_pipeline::worker::{Worker, WorkerConfig};
 use support::*;
@@ -62,12 +63,12 @@ fn turns_of_all_components_allocate_nothing() {
     let mut engine = Engine::new(&pool);
     let mut change = Change::default();
     let (mut sources, mut sinks) = (Vec::new(), Vec::new());
-    for slot in 0..5 {
+    for slot in 0..6 {
         let (outside, queue) = source(1024);
         sources.push(outside);
         change.rx_in.push((RxSlot(slot), queue));
     }
-    for slot in 0..6 {
+    for slot in 0..8 {
         let (outside, queue) = sink(16);
         sinks.push(outside);
         change.tx_in.push((TxSlot(slot), queue));
@@ -81,7 +82,7 @@ fn turns_of_all_components_allocate_nothing() {
             component(
                 "c",
                 Work::Classify {
-                    rx: rx_edge(0, VlanOp::None),
+                    rx: vec![rx_edge(0, VlanOp::None)],
                     tx: vec![tx_edge(0, add, DROP), tx_edge(1, VlanOp::Del, DROP)],
                     table: entries,
                 },
@@ -98,6 +99,14 @@ fn turns_of_all_components_allocate_nothing() {
                 Work::Merge {
                     rx: vec![rx_edge(2, VlanOp::None), RxEdge { closed: true, ..rx_edge(3, VlanOp::None) }],
                     tx: tx_edge(3, VlanOp::None, WAIT),
+                },
+            ),
+            component(
+                "l",
+                Work::MergeLocal {
+                    rx: vec![RxEdge { from: Origin::Guest { id: 1, vid: 0 }, ..rx_edge(5, VlanOp::None) }],
+                    tx: [tx_edge(6, VlanOp::None, WAIT), tx_edge(7, VlanOp::None, DROP)],
+                    guests: table(&[(None, "02:00:00:00:00:0a", 0), (None, "02:00:00:00:00:0b", 1)]),
                 },
             ),
             component(

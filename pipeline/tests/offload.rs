@@ -332,7 +332,7 @@ fn full_output_drops_the_rest_of_a_long_frame_after_its_time() {
 fn copies_to_several_outputs_are_each_worked_on_as_their_receiver_needs() {
     let edges = vec![tx_edge(0, VlanOp::None, DROP), tx_edge(1, VlanOp::None, DROP)];
     let work = Work::Classify {
-        rx: rx_edge(0, VlanOp::None),
+        rx: vec![rx_edge(0, VlanOp::None)],
         tx: edges,
         table: table(&[(None, A, 0), (None, B, 1)]),
     };

@@ -30,13 +30,13 @@ const NIC_RING: u32 = 1024;
 const CACHE: u32 = 128;
 
 /// Buffers a node needs so that every ring can be full at once and nobody waits for a buffer: two rings
-/// for each vhost and each mirror; a receive and a transmit ring for each NIC; for each component, which may
+/// for each vhost and each mirror; a local, a receive and a transmit ring for each NIC; for each component, which may
 /// have a core of its own, a cache and a burst in and one out; for each vhost and each NIC queue a
-/// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 2048 + 20 x 192 + 12 x 128 = 25,856 buffers, 58 MB.
+/// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 3072 + 20 x 192 + 12 x 128 = 27,904 buffers, 63 MB.
 pub fn pool_buffers(config: &NodeConfig) -> u32 {
     let (n_nics, n_vhost) = (config.vfs.len() as u32, config.n_vhost());
     let n_components = 2 * n_vhost + 2 * n_nics + config.mirrors.len() as u32;
-    config.n_rings() * RING_SLOTS as u32
+    (config.n_rings() + n_nics) * RING_SLOTS as u32
         + n_nics * 2 * NIC_RING
         + n_components * (CACHE + 2 * BURST as u32)
         + (n_vhost + 2 * n_nics) * CACHE
@@ -47,7 +47,8 @@ pub(super) fn build(
     options: NodeOptions,
     open: OpenDevice<'_>,
 ) -> Result<Node, NodeError> {
-    let topology = Topology::from_config(&config, options.gate_unplugged)?;
+    let mut topology = Topology::from_config(&config, options.gate_unplugged)?;
+    topology.set_local_switching(options.local_switching);
     if !options.fold_cores {
         let online = cores::online().map_err(NodeError::NoCoreList)?;
         for (owner, mask) in config.masks().into_iter().chain(config.mirror_masks()) {
@@ -111,6 +112,11 @@ impl Node {
             let Parked { rx: receivers, tx: senders } = &mut self.board.parked;
             receivers.insert(PortName::Ring(number), Box::new(rx));
             senders.insert(PortName::Ring(number), Box::new(tx));
+        }
+        for number in 0..self.nics.len() as u32 {
+            let (tx, rx) = packet_ring(RING_SLOTS);
+            self.board.parked.rx.insert(PortName::Local(number), Box::new(rx));
+            self.board.parked.tx.insert(PortName::Local(number), Box::new(tx));
         }
     }
 
@@ -190,7 +196,7 @@ mod tests {
     #[test]
     fn pool_of_two_nics_and_eight_vhosts_is_what_the_documentation_says() {
         let config = NodeConfig::from_mappings("00:04.0#a#4#0x7ff,00:05.0#b#4#0x1ff801").unwrap();
-        assert_eq!(pool_buffers(&config), 25_856);
+        assert_eq!(pool_buffers(&config), 27_904);
         assert!(u64::from(pool_buffers(&config)) * 2304 < 256 << 20);
     }
 }

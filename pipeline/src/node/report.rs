@@ -62,6 +62,7 @@ impl Node {
             configuration_form: self.config.form,
             fold_cores: self.options.fold_cores,
             gate_unplugged: self.options.gate_unplugged,
+            local_switching: self.options.local_switching,
             pool: PoolStatus::new(self.pool.counts(), self.pool.page_size()),
             vfs: (0..wired.vfs().len()).map(|index| self.vf_status(index, &wired)).collect(),
             mirrors: (0..)

@@ -12,11 +12,13 @@ use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::tsc;
 
 use super::NodeError;
-use crate::compile::{Running, Step, Wiring, steps};
+use crate::compile::{Input, Running, Step, Wiring, steps};
 use crate::names::{ComponentKind, PortName};
-use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxEdge, RxSlot, TxEdge, TxSlot, WhenFull, Work};
+use crate::plan::{
+    Change, ComponentPlan, CorePlan, Done, Origin, RxEdge, RxSlot, TxEdge, TxSlot, WhenFull, Work,
+};
 use crate::stats::{ComponentStats, Cycles};
-use crate::table::TableBuilder;
+use crate::table::{Dst, TableBuilder};
 use crate::topology::{ComponentId, Direction, PortEnd, Topology};
 use crate::worker::{Worker, WorkerConfig, WorkerError};
 
@@ -233,35 +235,40 @@ impl Switchboard {
     }
 
     fn component_plan(&mut self, running: &Running, table: TableBuilder, slots: &mut Slots) -> ComponentPlan {
-        let rx = |board: &mut Self, slots: &mut Slots| -> Vec<RxEdge> {
-            let edge = |rx: &crate::compile::Input| {
-                let end = (Direction::Rx, rx.port);
-                let (slot, stats) = (RxSlot(slots.find(end)), board.edge(running.id, end));
-                RxEdge { slot, vlan: rx.vlan, closed: rx.closed, stats }
-            };
-            running.rx.iter().map(edge).collect()
-        };
-        let mut rx = rx(self, slots);
-        let tx = running.tx.iter().map(|tx| {
-            let end = (Direction::Tx, tx.port);
+        let mut rx = Vec::new();
+        for input in &running.rx {
+            let end = (Direction::Rx, input.port);
+            let (slot, stats) = (RxSlot(slots.find(end)), self.edge(running.id, end));
+            rx.push(RxEdge { slot, vlan: input.vlan, closed: input.closed, from: source(input), stats });
+        }
+        let (mut tx, mut local) = (Vec::new(), None);
+        for output in &running.tx {
+            let end = (Direction::Tx, output.port);
             let (slot, stats) = (TxSlot(slots.find(end)), self.edge(running.id, end));
-            TxEdge { slot, vlan: tx.vlan, full: when_full(running.kind, tx.port), stats }
-        });
-        let mut tx: Vec<TxEdge> = tx.collect();
+            let (full, guest) =
+                (when_full(running.kind, output.port), output.guest.map(|vhost| vhost as u16));
+            let edge = TxEdge { slot, vlan: output.vlan, full, guest, stats };
+            match output.port {
+                PortName::Local(_) => local = Some(edge),
+                _ => tx.push(edge),
+            }
+        }
         const COMPLETE: &str = "only complete components are compiled";
+        let mut pop = || tx.pop().expect(COMPLETE);
         let work = match running.kind {
-            ComponentKind::Forward => {
-                Work::Forward { rx: rx.pop().expect(COMPLETE), tx: tx.pop().expect(COMPLETE) }
-            }
-            ComponentKind::Merge => Work::Merge { rx, tx: tx.pop().expect(COMPLETE) },
-            ComponentKind::Classifier => {
-                Work::Classify { rx: rx.pop().expect(COMPLETE), tx, table: table.build() }
-            }
+            ComponentKind::Forward => Work::Forward { rx: rx.pop().expect(COMPLETE), tx: pop() },
+            ComponentKind::Merge => match (local, running.has_neighbours()) {
+                (Some(local), true) => Work::MergeLocal { rx, tx: [pop(), local], guests: table.build() },
+                _ => Work::Merge { rx, tx: pop() },
+            },
+            ComponentKind::Classifier => Work::Classify { rx, tx, table: table.build() },
             ComponentKind::Mirror => {
                 // Who watches never holds up what is watched.
-                let (mut copy, original) = (tx.pop().expect(COMPLETE), tx.pop().expect(COMPLETE));
-                copy.full = WhenFull::Drop(DropReason::RingFull);
-                Work::Mirror { rx, tx: [original, copy] }
+                let (copy, original) = (pop(), pop());
+                Work::Mirror {
+                    rx,
+                    tx: [original, TxEdge { full: WhenFull::Drop(DropReason::RingFull), ..copy }],
+                }
             }
         };
         ComponentPlan { name: running.name.clone(), work, stats: self.component(running.id) }
@@ -313,7 +320,7 @@ impl Switchboard {
 
     /// True when somebody waits for the next tick: the control side of a parked port, or a late acknowledgement.
     pub fn is_waited_for(&self) -> bool {
-        let served = |port: &PortName| !matches!(port, PortName::Ring(_));
+        let served = |port: &PortName| !matches!(port, PortName::Ring(_) | PortName::Local(_));
         self.parked.rx.keys().chain(self.parked.tx.keys()).any(served)
             || self.cores.values().any(|core| !core.open.is_empty())
     }
@@ -359,12 +366,26 @@ impl Switchboard {
     }
 }
 
+/// A classifier's entries, or the guests a merge component takes from.
 fn table(running: &Running) -> Result<TableBuilder, NodeError> {
     let mut table = TableBuilder::new();
     for (vid, dst, index) in running.indexed_entries() {
         table.add(vid, dst, index)?;
     }
+    if running.kind == ComponentKind::Merge {
+        for plug in running.rx.iter().filter_map(|rx| rx.guest) {
+            table.add(plug.vlan, Dst::Mac(plug.mac), plug.vhost as usize)?;
+        }
+    }
     Ok(table)
+}
+
+fn source(input: &Input) -> Origin {
+    match (input.port, input.guest) {
+        (PortName::Local(_), _) => Origin::Local,
+        (_, Some(plug)) => Origin::Guest { id: plug.vhost as u16, vid: plug.vlan.unwrap_or(0) },
+        (_, None) => Origin::Any,
+    }
 }
 
 /// Puts what an acknowledgement brought back where it belongs.
@@ -384,6 +405,7 @@ fn park_all(parked: &mut Parked, slots: Slots, done: Done) {
 fn when_full(kind: ComponentKind, port: PortName) -> WhenFull {
     let reason = match port {
         PortName::Ring(_) => DropReason::RingFull,
+        PortName::Local(_) => return WhenFull::Drop(DropReason::LocalRingFull),
         PortName::Vhost(_) => DropReason::GuestRingFull,
         PortName::Phy(_) => DropReason::TxTimeout,
     };

@@ -142,6 +142,9 @@ impl Topology {
             PortName::Phy(n) => (n, "port rxtx", self.vfs.len() as u32, "phy"),
             PortName::Vhost(n) => (n, "port", self.n_vhost, "vhost"),
             PortName::Ring(n) => (n, "port", self.n_rings, "ring"),
+            PortName::Local(_) => {
+                return Err(EditError::value("port", format!("{port} can't be attached by hand")));
+            }
         };
         if let Some(index) = self.mirrors.iter().position(|mirror| mirror.rings.contains(&port)) {
             return Err(EditError::value(field, format!("{port} is set aside for mirror {index}")));

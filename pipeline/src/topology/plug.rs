@@ -37,11 +37,11 @@ pub struct Plugged {
     /// What was asked.
     pub plug: Plug,
     /// The vf that has the classifier entry.
-    vf: u32,
+    pub(super) vf: u32,
     /// The classifier's output that leads to the guest.
-    to_guest: PortName,
+    pub(super) to_guest: PortName,
     /// The input, from the guest, of the component that sends to the wire.
-    to_wire: PortName,
+    pub(super) to_wire: PortName,
 }
 
 impl Topology {

@@ -212,6 +212,8 @@ impl Topology {
         if stage == Stage::Open {
             inputs.extend(&before);
         }
+        let guest = before.first().and_then(|input| self.guests.get(&(Direction::Rx, input.port)).copied());
+        self.guests.extend(guest.map(|guest| ((Direction::Rx, back), guest)));
         if let Some(component) = self.component_mut(forwarder) {
             component.rx.retain(|rx| !before.contains(rx));
             component.rx.splice(0..0, inputs.clone());

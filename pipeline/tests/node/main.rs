@@ -4,6 +4,7 @@
 mod cycles;
 mod faults;
 mod handle;
+mod local;
 mod support;
 mod taps;
 mod traffic;

@@ -119,11 +119,11 @@ pub fn sink(slots: usize) -> (Sink, Box<dyn TxQueue>) {
 }
 
 pub fn rx_edge(slot: u16, vlan: VlanOp) -> RxEdge {
-    RxEdge { slot: RxSlot(slot), vlan, closed: false, stats: QueueStats::shared() }
+    RxEdge { slot: RxSlot(slot), vlan, closed: false, from: Default::default(), stats: QueueStats::shared() }
 }
 
 pub fn tx_edge(slot: u16, vlan: VlanOp, full: WhenFull) -> TxEdge {
-    TxEdge { slot: TxSlot(slot), vlan, full, stats: QueueStats::shared() }
+    TxEdge { slot: TxSlot(slot), vlan, full, guest: None, stats: QueueStats::shared() }
 }
 
 pub const DROP: WhenFull = WhenFull::Drop(DropReason::RingFull);
