@@ -19,6 +19,7 @@ use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
 struct Run {
     n_frames: u64,
     lens: &'static [usize],
+    n_queues: usize,
     /// Devargs of virtio-user beside its path and role.
     options: &'static str,
     /// What is to be negotiated among ring_packed, mrg_rxbuf and in_order.
@@ -28,6 +29,7 @@ struct Run {
 const PLAIN: Run = Run {
     n_frames: 1_000_000,
     lens: &[64, 1500],
+    n_queues: 1,
     options: "queues=1,queue_size=256,packed_vq=0,mrg_rxbuf=1,in_order=0",
     features: &["mrg_rxbuf"],
 };
@@ -57,7 +59,7 @@ struct Testpmd {
 }
 
 impl Testpmd {
-    fn start(socket: &Path, guest_listens: bool, options: &str) -> Testpmd {
+    fn start(socket: &Path, guest_listens: bool, options: &str, n_queues: usize) -> Testpmd {
         let server = if guest_listens { ",server=1" } else { "" };
         let vdev = format!("net_virtio_user0,path={},{options}{server}", socket.display());
         let prefix = format!("spp{}", std::process::id());
@@ -65,7 +67,8 @@ impl Testpmd {
             .args(["--pdeathsig", "KILL", "stdbuf", "-oL", "dpdk-testpmd", "--lcores", "0@0,1@1"])
             .args(["--no-pci", "--no-huge", "-m", "256", "--no-telemetry", "--file-prefix", &prefix])
             .args(["--vdev", &vdev, "--", "-i", "--no-mlockall", "--total-num-mbufs=8192"])
-            .arg("--forward-mode=txonly")
+            .args([format!("--rxq={n_queues}"), format!("--txq={n_queues}")])
+            .args(["--forward-mode=txonly", "--txonly-multi-flow"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -149,6 +152,7 @@ impl Node {
     fn receive(&mut self, len: usize) -> u64 {
         let mut burst = Burst::new();
         let n = self.from_guest.rx_burst(&mut self.cache, &mut burst) as u64;
+        self.to_guest.poll_control();
         assert!(burst.iter().all(|packet| packet.total_len() == len), "frames arrive whole");
         burst.free_all(&mut self.cache);
         if n == 0 {
@@ -159,18 +163,22 @@ impl Node {
 
     /// Sends `n` frames; what the guest has no room for yet is sent again.
     fn send(&mut self, n: u64, len: usize) {
-        let frame: Vec<u8> = (0..len).map(|i| i as u8).collect();
+        // UDP over IPv4, from a new port each time: another flow.
+        let mut frame: Vec<u8> = (0..len).map(|i| i as u8).collect();
+        frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17]);
         let (mut left, mut burst) = (n, Burst::new());
         let deadline = Instant::now() + DEADLINE;
         while left > 0 || !burst.is_empty() {
             while burst.len() < BURST && left > 0 {
                 let Some(mut packet) = self.cache.alloc() else { break };
+                frame[34..36].copy_from_slice(&(left as u16).to_be_bytes());
                 packet.append(&frame).unwrap();
                 burst.push(packet).unwrap();
                 left -= 1;
             }
             if self.to_guest.tx_burst(&mut self.cache, &mut burst) == 0 {
                 assert!(Instant::now() < deadline, "{left} frames not sent: {:#?}", self.port.status());
+                self.from_guest.poll_control();
                 std::thread::yield_now();
             }
         }
@@ -196,12 +204,12 @@ fn exchange(test: &str, role: Role, run: Run) {
         return;
     }
     let mut node = Node::open(&socket, role);
-    let mut guest = Testpmd::start(&socket, role == Role::Client, run.options);
+    let mut guest = Testpmd::start(&socket, role == Role::Client, run.options, run.n_queues);
     node.until("running", |node| {
         node.to_guest.poll_control();
         node.from_guest.poll_control();
         std::thread::sleep(Duration::from_millis(1));
-        node.port.status().state == PortState::Running
+        node.port.status().n_queues_running == run.n_queues
     });
     let negotiated = node.port.status().features;
     let of_rings = |name: &&&str| ["ring_packed", "mrg_rxbuf", "in_order"].contains(*name);
@@ -212,6 +220,12 @@ fn exchange(test: &str, role: Role, run: Run) {
     }
     let status = node.port.status();
     assert_eq!((status.to_guest.total_drops(), status.from_guest.total_drops()), (0, 0));
+    assert_eq!((status.queues.len(), status.n_queues_running), (run.n_queues, run.n_queues));
+    for (n, queue) in status.queues.iter().enumerate() {
+        let fair = run.n_frames / run.n_queues as u64 / 2;
+        assert!(queue.to_guest.packets > fair, "to queue {n}: {status:#?}");
+        assert!(queue.from_guest.packets > fair, "from queue {n}: {status:#?}");
+    }
     guest.type_line("quit");
     node.until("disconnect", |node| {
         node.receive(1500);
@@ -277,7 +291,19 @@ fn virtio_user_that_connects_exchanges_millions_of_frames_without_loss() {
 fn virtio_user_in_every_ring_layout_exchanges_frames_without_loss() {
     for &(options, features) in LAYOUTS {
         println!("{options}");
-        let run = Run { n_frames: 100_000, lens: &[1500], options, features };
+        let run = Run { n_frames: 100_000, lens: &[1500], n_queues: 1, options, features };
         exchange("virtio_user_in_every_ring_layout_exchanges_frames_without_loss", Role::Client, run);
+    }
+}
+
+#[test]
+fn virtio_user_with_four_queues_uses_them_all() {
+    for (options, features) in [
+        ("queues=4,cq=1,packed_vq=0,mrg_rxbuf=1,in_order=0", &["mrg_rxbuf"][..]),
+        ("queues=4,cq=1,packed_vq=1,mrg_rxbuf=1,in_order=0", &["mrg_rxbuf", "ring_packed"]),
+    ] {
+        println!("{options}");
+        let run = Run { n_frames: 100_000, lens: &[64], n_queues: 4, options, features };
+        exchange("virtio_user_with_four_queues_uses_them_all", Role::Client, run);
     }
 }
