@@ -118,7 +118,7 @@ fn stopped_packed_rings_tell_slots_and_wrap_counters_and_go_on_there() {
         echo(&mut guest, [60; 20]);
         let bases = guest.stop_rings().unwrap();
         let at = 60 + 20 * (lap + 1);
-        let half = at % 64 | if at / 64 % 2 == 0 { 0x8000 } else { 0 };
+        let half = (at % 64) | if at / 64 % 2 == 0 { 0x8000 } else { 0 };
         assert_eq!(bases[1], half | half << 16, "after {} frames", 20 * (lap + 1));
         assert_eq!(guest.stop_rings().unwrap(), bases, "asked again, in any state");
         guest.start_rings().unwrap();
