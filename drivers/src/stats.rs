@@ -102,6 +102,8 @@ pub struct QueueStats {
     pub bytes: Counter,
     /// Bursts that moved at least one packet.
     pub bursts: Counter,
+    /// Panics in the code of the half, caught by its core.
+    pub panics: Counter,
     drops: [Counter; N_REASONS],
 }
 

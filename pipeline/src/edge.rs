@@ -19,6 +19,8 @@ pub(crate) struct RxHalf {
     pub queue: Option<Box<dyn RxQueue>>,
     /// It panicked while nobody asked it for packets: left alone from then on.
     pub faulty: bool,
+    /// Its code is running, or panicked.
+    pub in_call: bool,
 }
 
 /// A sending half in its slot, with the frames that wait for it. They stay through plan changes.
@@ -34,6 +36,8 @@ pub(crate) struct TxHalf {
     pub step: u8,
     /// As [`RxHalf::faulty`].
     pub faulty: bool,
+    /// As [`RxHalf::in_call`].
+    pub in_call: bool,
 }
 
 /// All halves of a worker.
@@ -113,7 +117,9 @@ fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) ->
     let first = out.len();
     let (mut n, mut shortest, mut bytes) = (0, usize::MAX, 0);
     if let Some(queue) = &mut half.queue {
+        half.in_call = true;
         queue.rx_burst(books.pool, out);
+        half.in_call = false;
         // What the burst holds counts, not what the queue says.
         for packet in out.iter().skip(first) {
             let len = packet.total_len();
@@ -194,7 +200,9 @@ pub(crate) fn flush(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
     if half.pending.is_empty() {
         return;
     }
+    half.in_call = true;
     let offered = offer(edge, half, books);
+    half.in_call = false;
     if half.pending.is_empty() || offered == Offered::Paused {
         half.since = None;
     } else {

@@ -104,11 +104,17 @@ impl Engine {
         for half in self.slots.rx.iter_mut().filter(|half| !half.faulty) {
             if let Some(queue) = &mut half.queue {
                 half.faulty = catch_unwind(AssertUnwindSafe(|| queue.poll_control())).is_err();
+                if half.faulty {
+                    queue.stats().panics.add(1);
+                }
             }
         }
         for half in self.slots.tx.iter_mut().filter(|half| !half.faulty) {
             if let Some(queue) = &mut half.queue {
                 half.faulty = catch_unwind(AssertUnwindSafe(|| queue.poll_control())).is_err();
+                if half.faulty {
+                    queue.stats().panics.add(1);
+                }
             }
         }
     }
@@ -243,12 +249,24 @@ fn spent(stats: &ComponentStats, ledger: &Ledger, ticks: u64) -> Cycles {
 /// the pool while its stack unwound; those pending go back now; the ledger knows how many both were.
 #[cold]
 fn fail(component: &ComponentPlan, ledger: &Ledger, slots: &mut Slots, pool: &mut PoolCache) {
+    // The half whose code was running is where it happened: its port is reset by whoever sees the count.
     for edge in component.work.tx_edges() {
         if let Some(half) = slots.tx.get_mut(usize::from(edge.slot.0)) {
             half.pending.free_all(pool);
             half.since = None;
+            if std::mem::take(&mut half.in_call) {
+                half.queue.iter().for_each(|queue| queue.stats().panics.add(1));
+            }
         }
     }
+    for edge in component.work.rx_edges() {
+        if let Some(half) = slots.rx.get_mut(usize::from(edge.slot.0))
+            && std::mem::take(&mut half.in_call)
+        {
+            half.queue.iter().for_each(|queue| queue.stats().panics.add(1));
+        }
+    }
+    component.stats.panics.add(1);
     let gone = left_over(&component.stats, ledger);
     component.stats.dropped(DropReason::ComponentGone, gone);
     settle(&component.stats, &Ledger { dropped: ledger.dropped + gone, ..*ledger });

@@ -11,6 +11,7 @@ mod report;
 mod supervise;
 mod switchboard;
 mod tap;
+mod vhost;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use nic::Nic;
 use report::BusySamples;
 use supervise::Retries;
 use switchboard::Switchboard;
+use vhost::VhostLife;
 
 /// How a node is built, beyond its configuration.
 #[derive(Debug, Clone)]
@@ -128,6 +130,7 @@ pub struct Node {
     topology: Topology,
     board: Switchboard,
     vhosts: Vec<VhostPort>,
+    vhost_lives: Vec<VhostLife>,
     nics: Vec<Nic>,
     rings: Vec<RingCounters>,
     pool: Pool,
@@ -284,10 +287,12 @@ impl Node {
         }
     }
 
-    /// NICs whose queues are not there.
+    /// NICs whose queues are not there, and vhost ports that are being reset.
     fn missing(&self) -> BTreeSet<PortName> {
         let down = self.nics.iter().filter(|nic| !nic.is_running()).map(|nic| nic.port);
-        down.chain(self.board.lost()).collect()
+        let reset = (0..).zip(&self.vhost_lives).filter(|(_, life)| life.down);
+        let reset = reset.map(|(id, _)| PortName::Vhost(id));
+        down.chain(reset).chain(self.board.lost()).collect()
     }
 
     /// Stops everything. Called by drop; a second call does nothing.

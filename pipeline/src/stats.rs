@@ -82,6 +82,8 @@ pub struct ComponentStats {
     pub segmented: Counter,
     /// Checksums completed in software.
     pub checksummed: Counter,
+    /// Panics in its turns.
+    pub panics: Counter,
     drops: [Counter; N_REASONS],
     held: AtomicU64,
     bursts: [Counter; BURST_BUCKETS.len()],

@@ -103,6 +103,15 @@ impl Counters {
     pub fn total_drops(&self) -> u64 {
         self.drops.values().sum()
     }
+
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: Counters) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        for (reason, n) in other.drops {
+            *self.drops.entry(reason).or_default() += n;
+        }
+    }
 }
 
 impl From<StatsSnapshot> for Counters {
@@ -239,6 +248,9 @@ pub struct VhostStatus {
     pub to_guest: Counters,
     /// Received from the guest.
     pub from_guest: Counters,
+    /// Times it was reset because its code panicked.
+    #[serde(default)]
+    pub resets: u64,
 }
 
 /// A plug.

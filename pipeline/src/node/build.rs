@@ -9,7 +9,6 @@ use spp_drivers::BURST;
 use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
 use spp_drivers::port::{Device, PortError, RxQueue, TxQueue};
 use spp_drivers::ring_port::{RING_SLOTS, packet_ring};
-use spp_vhost::{PortConfig, VhostPort};
 
 use super::nic::Nic;
 use super::report::BusySamples;
@@ -77,6 +76,7 @@ pub(super) fn build(
         topology,
         board,
         vhosts: Vec::new(),
+        vhost_lives: Vec::new(),
         nics,
         rings: Vec::new(),
         pool,
@@ -120,21 +120,6 @@ impl Node {
         }
     }
 
-    fn open_vhosts(&mut self) -> Result<(), NodeError> {
-        for id in 0..self.config.n_vhost() {
-            let name = PortName::Vhost(id);
-            let path = self.options.vhost_dir.join(format!("sock{id}"));
-            let offer_file = self.options.state_dir.as_ref().map(|dir| offer_file(dir, &path));
-            let role = self.options.vhost_role;
-            let config = PortConfig { offer_file, ..PortConfig::new(name.to_string(), path, role) };
-            let (port, to_guest, from_guest) = VhostPort::open(config, &self.pool)?;
-            self.vhosts.push(port);
-            self.board.parked.rx.insert(name, Box::new(from_guest));
-            self.board.parked.tx.insert(name, Box::new(to_guest));
-        }
-        Ok(())
-    }
-
     fn start_nics(&mut self) -> Result<(), NodeError> {
         for nic in &mut self.nics {
             let started = nic.start(&self.pool, &mut self.board.parked);
@@ -145,7 +130,7 @@ impl Node {
 }
 
 /// Where the offer to the VM at a socket is kept: nodes with directories of their own for sockets may share this one.
-fn offer_file(state_dir: &Path, socket: &Path) -> PathBuf {
+pub(super) fn offer_file(state_dir: &Path, socket: &Path) -> PathBuf {
     let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
     let name = socket.to_string_lossy().replace('/', "-");
     state_dir.join(format!("offer{name}"))

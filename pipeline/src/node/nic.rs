@@ -143,12 +143,7 @@ impl Nic {
     fn counters(&self) -> [Counters; 2] {
         let mut counters = self.before.clone();
         for (sum, now) in counters.iter_mut().zip(self.stats.iter().flatten()) {
-            let now = Counters::from(now.snapshot());
-            sum.packets += now.packets;
-            sum.bytes += now.bytes;
-            for (reason, n) in now.drops {
-                *sum.drops.entry(reason).or_default() += n;
-            }
+            sum.add(Counters::from(now.snapshot()));
         }
         counters
     }

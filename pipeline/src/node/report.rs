@@ -153,6 +153,12 @@ impl Node {
     fn vhost_status(&self, id: u32) -> VhostStatus {
         let status = self.vhosts[id as usize].status();
         let plug = self.topology.plugs().get(&id).map(|plugged| plugged.plug);
+        let life = &self.vhost_lives[id as usize];
+        let counters = |n: usize, now: Counters| {
+            let mut sum = life.before[n].clone();
+            sum.add(now);
+            sum
+        };
         VhostStatus {
             id,
             port: status.name,
@@ -166,8 +172,9 @@ impl Node {
             mtu: status.mtu,
             features: status.features.into_iter().map(str::to_owned).collect(),
             plug: plug.map(|plug| PlugStatus { mac: plug.mac, vlan: plug.vlan }),
-            to_guest: status.to_guest.into(),
-            from_guest: status.from_guest.into(),
+            to_guest: counters(0, status.to_guest.into()),
+            from_guest: counters(1, status.from_guest.into()),
+            resets: life.resets,
         }
     }
 

@@ -41,6 +41,7 @@ impl Node {
             self.settle_or_note();
         }
         self.watch_devices();
+        self.watch_vhosts(now);
         self.watch_components(now);
         self.sample_busy(now);
     }
