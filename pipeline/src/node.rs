@@ -129,7 +129,8 @@ pub struct Node {
     started: Instant,
     topology: Topology,
     board: Switchboard,
-    vhosts: Vec<VhostPort>,
+    /// None while a port can't be opened again.
+    vhosts: Vec<Option<VhostPort>>,
     vhost_lives: Vec<VhostLife>,
     nics: Vec<Nic>,
     rings: Vec<RingCounters>,
@@ -300,11 +301,10 @@ impl Node {
         let mut parked = self.board.stop();
         for (port, id) in self.vhosts.drain(..).zip(0..) {
             let name = PortName::Vhost(id);
-            let (mut rx, mut tx) = (parked.rx.remove(&name), parked.tx.remove(&name));
-            port.close_with(|| {
-                rx.iter_mut().for_each(|half| half.poll_control());
-                tx.iter_mut().for_each(|half| half.poll_control());
-            });
+            let (rx, tx) = (parked.rx.remove(&name), parked.tx.remove(&name));
+            if let Some(port) = port {
+                vhost::close(port, rx, tx);
+            }
         }
         for nic in &mut self.nics {
             nic.stop(&mut parked);

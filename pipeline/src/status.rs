@@ -234,7 +234,7 @@ pub struct VhostStatus {
     pub last_failure: Option<String>,
     /// Connections after the first.
     pub reconnects: u64,
-    /// Bugs of ours in the port's control thread, each contained at the cost of a connection.
+    /// Bugs of ours in the port's code, each contained at the cost of a connection.
     #[serde(default)]
     pub panics: u64,
     /// What the frontend told the guest to be the longest packet, in bytes without Ethernet header.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use spp_drivers::ring_port::RING_SLOTS;
-use spp_vhost::VhostPort;
+use spp_vhost::{Role, VhostPort};
 
 use super::Node;
 use crate::names::PortName;
@@ -151,9 +151,10 @@ impl Node {
     }
 
     fn vhost_status(&self, id: u32) -> VhostStatus {
-        let status = self.vhosts[id as usize].status();
-        let plug = self.topology.plugs().get(&id).map(|plugged| plugged.plug);
         let life = &self.vhost_lives[id as usize];
+        let status = self.vhosts[id as usize].as_ref().map(VhostPort::status).or_else(|| life.last.clone());
+        let status = status.expect("a port is open, or was, when its status was kept");
+        let plug = self.topology.plugs().get(&id).map(|plugged| plugged.plug);
         let counters = |n: usize, now: Counters| {
             let mut sum = life.before[n].clone();
             sum.add(now);
@@ -163,12 +164,12 @@ impl Node {
             id,
             port: status.name,
             socket: status.path,
-            role: role_text(&self.vhosts[id as usize]),
+            role: role_text(status.role),
             state: status.state.to_string(),
             detail: status.detail,
             last_failure: status.last_failure,
             reconnects: status.reconnects,
-            panics: status.panics,
+            panics: status.panics + life.all_panics(),
             mtu: status.mtu,
             features: status.features.into_iter().map(str::to_owned).collect(),
             plug: plug.map(|plug| PlugStatus { mac: plug.mac, vlan: plug.vlan }),
@@ -193,9 +194,9 @@ impl Node {
     }
 }
 
-fn role_text(port: &VhostPort) -> String {
-    match port.config().role {
-        spp_vhost::Role::Client => "client".to_owned(),
-        spp_vhost::Role::Server => "server".to_owned(),
+fn role_text(role: Role) -> String {
+    match role {
+        Role::Client => "client".to_owned(),
+        Role::Server => "server".to_owned(),
     }
 }

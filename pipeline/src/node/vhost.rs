@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::SharedStats;
-use spp_vhost::{PortConfig, VhostPort};
+use spp_vhost::{PortConfig, PortState, PortStatus, VhostPort};
 
 use super::build::offer_file;
 use super::switchboard::Parked;
@@ -34,9 +34,17 @@ pub(super) struct VhostLife {
     not_before: Option<Instant>,
     /// What the halves before the last reset had counted, to and from the guest.
     pub before: [Counters; 2],
+    panics_before: u64,
+    /// The port's last status before it was closed, without its counters.
+    pub last: Option<PortStatus>,
 }
 
 impl VhostLife {
+    /// Panics of its halves, ever.
+    pub fn all_panics(&self) -> u64 {
+        self.panics_before + if self.down { 0 } else { self.panics() }
+    }
+
     fn panics(&self) -> u64 {
         self.stats.iter().map(|stats| stats.panics.get()).sum()
     }
@@ -46,7 +54,7 @@ impl Node {
     pub(super) fn open_vhosts(&mut self) -> Result<(), NodeError> {
         for id in 0..self.config.n_vhost() {
             let (port, stats) = self.open_vhost(id)?;
-            self.vhosts.push(port);
+            self.vhosts.push(Some(port));
             self.vhost_lives.push(VhostLife {
                 stats,
                 seen: 0,
@@ -55,6 +63,8 @@ impl Node {
                 pause: FIRST_PAUSE,
                 not_before: None,
                 before: Default::default(),
+                panics_before: 0,
+                last: None,
             });
         }
         Ok(())
@@ -95,38 +105,51 @@ impl Node {
     /// Takes a port off its cores, closes it and opens it again. What fails is tried again by the next tick.
     fn reset_vhost(&mut self, id: u32) {
         let (name, index) = (PortName::Vhost(id), id as usize);
-        self.settle_or_note();
-        if !self.board.gives_back(name) {
-            return;
-        }
-        let Parked { rx, tx } = &mut self.board.parked;
-        let (rx, tx) = (rx.remove(&name), tx.remove(&name));
-        let status = self.vhosts[index].status();
-        let (mut port, stats) = match self.open_vhost(id) {
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::error!(port = %name, %error, "the port can't be opened again; trying again");
-                // Its old halves, which nobody polls, keep the place until then.
-                self.board.parked.rx.extend(rx.map(|half| (name, half)));
-                self.board.parked.tx.extend(tx.map(|half| (name, half)));
+        if let Some(port) = self.vhosts[index].take() {
+            self.settle_or_note();
+            if !self.board.gives_back(name) {
+                self.vhosts[index] = Some(port);
                 return;
             }
-        };
-        std::mem::swap(&mut port, &mut self.vhosts[index]);
-        close(port, rx, tx);
-        let life = &mut self.vhost_lives[index];
-        for (sum, last) in life.before.iter_mut().zip([status.to_guest, status.from_guest]) {
-            sum.add(last.into());
+            let mut last = port.status();
+            let Parked { rx, tx } = &mut self.board.parked;
+            let (rx, tx) = (rx.remove(&name), tx.remove(&name));
+            // Closed first: with both open they would be in each other's way at the socket.
+            close(port, rx, tx);
+            let life = &mut self.vhost_lives[index];
+            let counted = [std::mem::take(&mut last.to_guest), std::mem::take(&mut last.from_guest)];
+            for (sum, last) in life.before.iter_mut().zip(counted) {
+                sum.add(last.into());
+            }
+            life.panics_before += life.seen;
+            life.last = Some(last);
         }
-        (life.stats, life.seen, life.down) = (stats, 0, false);
-        life.resets += 1;
-        self.board.found(name);
-        self.settle_or_note();
+        match self.open_vhost(id) {
+            Ok((port, stats)) => {
+                self.vhosts[index] = Some(port);
+                let life = &mut self.vhost_lives[index];
+                (life.stats, life.seen, life.down) = (stats, 0, false);
+                life.resets += 1;
+                self.board.found(name);
+                self.settle_or_note();
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let life = &mut self.vhost_lives[index];
+                if let Some(last) =
+                    life.last.as_mut().filter(|last| last.last_failure.as_ref() != Some(&text))
+                {
+                    tracing::error!(port = %name, error = text, "the port can't be opened again; trying on");
+                    last.state = PortState::Failed(text.clone());
+                    last.last_failure = Some(text);
+                }
+            }
+        }
     }
 }
 
 /// Closes a port whose halves may panic when they are asked for their rings: one that does is dropped.
-fn close(port: VhostPort, mut rx: Option<Box<dyn RxQueue>>, mut tx: Option<Box<dyn TxQueue>>) {
+pub(super) fn close(port: VhostPort, mut rx: Option<Box<dyn RxQueue>>, mut tx: Option<Box<dyn TxQueue>>) {
     port.close_with(|| {
         if catch_unwind(AssertUnwindSafe(|| rx.iter_mut().for_each(|half| half.poll_control()))).is_err() {
             rx = None;
@@ -290,7 +313,10 @@ mod tests {
             assert!(passes(&mut node, b, &mut again, 0) && passes(&mut node, &mut again, b, 1));
             let status = node.status();
             let port = &status.vfs[0].vhosts[0];
-            assert!(port.resets == 1 && port.to_guest.packets > passed, "it counts on: {port:?}");
+            assert!(
+                port.resets == 1 && port.panics == 1 && port.to_guest.packets > passed,
+                "it counts on: {port:?}"
+            );
             assert_eq!(status.vfs[0].vhosts[1].resets, 0);
             assert!(status.vfs[0].components.iter().all(|c| c.state == "running"));
             let pool = node.pool().clone();
