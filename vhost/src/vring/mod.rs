@@ -1,5 +1,6 @@
 //! Running rings: what a set-up becomes when it is complete, and what a polling half walks.
 
+mod call;
 pub mod chain;
 mod fill;
 pub mod layout;
@@ -8,14 +9,12 @@ mod packed_layout;
 mod split;
 pub(crate) mod walk;
 
-use std::fs::File;
-use std::os::fd::AsFd;
-
-use spp_drivers::offload::Offloads;
-
+pub use call::CallFd;
 pub(crate) use fill::fill;
 pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
 pub use walk::{Ring, RingMemory};
+
+use spp_drivers::offload::Offloads;
 
 /// Index of the guest's first receive ring: we send to the guest through it. Even ones follow.
 pub const TO_GUEST: usize = 0;
@@ -94,30 +93,4 @@ pub struct RingFeatures {
     pub from_guest: Offloads,
     /// Work that may be left undone in what the guest receives.
     pub to_guest: Offloads,
-}
-
-/// The eventfd that interrupts the guest.
-#[derive(Debug)]
-pub struct CallFd(File);
-
-impl CallFd {
-    /// Takes an eventfd and makes it non-blocking. Anything else is refused: a write to a pipe or a
-    /// file may block, and this one is made by a polling core.
-    pub fn new(file: File) -> std::io::Result<CallFd> {
-        use std::os::fd::AsRawFd;
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        // Without /proc (an empty root) the kind can't be told.
-        if link.is_ok_and(|target| !target.as_os_str().to_string_lossy().contains("eventfd")) {
-            return Err(std::io::Error::other("the call descriptor is no eventfd"));
-        }
-        rustix::io::ioctl_fionbio(&file, true)?;
-        Ok(CallFd(file))
-    }
-
-    /// Interrupts the guest. A full counter means an interrupt is pending already.
-    #[inline(always)]
-    pub fn signal(&self) {
-        let one = 1u64.to_ne_bytes();
-        let _ = rustix::io::write(self.0.as_fd(), &one);
-    }
 }
