@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use spp_drivers::Burst;
 use spp_drivers::dma::PoolCache;
-use spp_drivers::port::RxQueue;
+use spp_drivers::offload::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, Offload};
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::ring_port::packet_ring;
 use spp_drivers::stats::{QueueStats, SharedStats};
 use spp_pipeline::engine::Engine;
 
@@ -213,4 +215,58 @@ fn worker_allocates_and_frees_nothing_while_plans_and_halves_come_and_go() {
     }
     assert_eq!(count_at.first(), count_at.last());
     worker.stop(DEADLINE).unwrap();
+}
+
+/// An output whose receiver does no work.
+struct Plain(spp_drivers::ring_port::RingTx);
+
+impl TxQueue for Plain {
+    fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        self.0.tx_burst(pool, from)
+    }
+
+    fn stats(&self) -> SharedStats {
+        self.0.stats()
+    }
+}
+
+#[test]
+fn checksums_and_segments_in_software_allocate_nothing() {
+    let pool = pool(4096);
+    let mut cache = pool.cache();
+    let mut engine = Engine::new(&pool);
+    let (mut tx, rx) = packet_ring(256);
+    let (out, mut sink) = packet_ring(64);
+    let mut change = Change { rx_in: vec![(RxSlot(0), Box::new(rx))], ..Change::default() };
+    change.tx_in.push((TxSlot(0), Box::new(Plain(out))));
+    let work = Work::Forward { rx: rx_edge(0, VlanOp::None), tx: tx_edge(0, VlanOp::None, WAIT) };
+    let component = component("f", work);
+    let stats = component.stats.clone();
+    change.plan = plan(1, vec![component]);
+    engine.change(change);
+    // An IPv4 header in front of TCP, and what follows from it; checksums are not looked at here.
+    let mut tcp = frame(mac("02:00:00:00:00:0a"), &[], 40_000, 0);
+    tcp[12..16].copy_from_slice(&[0x08, 0, 0x45, 0]);
+    tcp[20..24].copy_from_slice(&[0x40, 0, 64, 6]);
+    tcp[46] = 0x50;
+    for i in 0..60 {
+        let gso_type = if i % 2 == 0 { GSO_TCPV4 } else { GSO_NONE };
+        let (csum_start, csum_offset, gso_size) = (34, 16, 1448);
+        let work = Offload { flags: F_NEEDS_CSUM, gso_type, hdr_len: 54, gso_size, csum_start, csum_offset };
+        let mut packet = packet(&mut cache, &tcp);
+        packet.set_offload(Some(work));
+        let mut burst = Burst::new();
+        burst.push(packet).unwrap();
+        assert_eq!(tx.tx_burst(&mut cache, &mut burst), 1);
+    }
+    let mut burst = Burst::new();
+    let n = calls(|| {
+        for _ in 0..300 {
+            engine.turn();
+            sink.rx_burst(&mut cache, &mut burst);
+            burst.free_all(&mut cache);
+        }
+    });
+    assert_eq!(n, 0);
+    assert_eq!((stats.segmented.get(), stats.checksummed.get()), (30, 30), "there was work");
 }

@@ -1,15 +1,19 @@
 //! What a guest's header asks for and what a guest is told, with rings made by hand: requests are judged by the frame they
 //! came with, and frames with work reach only guests that negotiated it.
 
+#[path = "support/echo.rs"]
+mod echo_port;
 mod support;
 
+use echo_port::{DEADLINE, Echo, attach, socket};
 use spp_drivers::Burst;
 use spp_drivers::offload::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, Offload, Offloads};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::DropReason;
 use spp_drivers::virtio::desc::NetHdr;
+use spp_vhost::guest::TxLayout;
 use spp_vhost::vring::RingFeatures;
-use spp_vhost::{FromGuest, ToGuest};
+use spp_vhost::{FromGuest, PortState, Role, ToGuest};
 use support::*;
 
 const START: u16 = 65_530;
@@ -282,4 +286,38 @@ fn half_without_a_ring_asks_for_no_work_to_be_done() {
     assert_eq!(bench.half.tx_burst(&mut bench.cache, &mut burst), 1);
     assert_eq!(bench.half.drops(DropReason::NotRunning), 1);
     bench.assert_no_leak();
+}
+
+#[test]
+fn long_frame_of_a_guest_comes_back_through_a_whole_port_as_it_was_sent() {
+    for (packed, tx_layout) in
+        [(false, TxLayout::OneDescriptor), (false, TxLayout::Indirect), (true, TxLayout::HeaderApart)]
+    {
+        let (_dir, path) = socket();
+        let port = Echo::open(&path, Role::Client);
+        let mut guest = attach(&path, Role::Server, |config| {
+            (config.offloads, config.packed, config.tx_layout) = (true, packed, tx_layout);
+        });
+        let status = port.wait_for(PortState::Running);
+        for name in ["csum", "host_tso4", "host_tso6", "host_ecn", "guest_csum", "guest_tso4", "guest_tso6"] {
+            assert!(status.features.contains(&name), "{name}: {status:#?}");
+        }
+        let (frame, mut got) = (tcp(60_000), Vec::new());
+        assert!(guest.send_with(NetHdr { hdr_len: 0, ..LONG }, &frame));
+        assert!(guest.send_with(NetHdr { gso_size: 0, ..LONG }, &frame), "a lie, which is dropped");
+        assert!(guest.send(&frame[..60]));
+        let end = std::time::Instant::now() + DEADLINE;
+        while !guest.receive(&mut got) {
+            assert!(std::time::Instant::now() < end, "{:#?}", port.port.status());
+        }
+        assert_eq!(guest.received_header(), NetHdr { num_buffers: 30, ..LONG });
+        assert_eq!(got, frame);
+        while !guest.receive(&mut got) {
+            assert!(std::time::Instant::now() < end, "{:#?}", port.port.status());
+        }
+        assert_eq!(guest.received_header(), NetHdr { num_buffers: 1, ..NetHdr::default() });
+        assert_eq!(got, frame[..60]);
+        drop(guest);
+        assert_eq!(port.close().from_guest.drops["bad_offload"], 1);
+    }
 }

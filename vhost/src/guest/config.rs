@@ -46,6 +46,9 @@ pub struct GuestConfig {
     pub packed: bool,
     /// Offer IN_ORDER.
     pub in_order: bool,
+    /// Offer checksum and segmentation offloads both ways. What the backend then leaves undone in a received frame says
+    /// [`Guest::received_header`](super::Guest::received_header).
+    pub offloads: bool,
     /// Queue pairs, all enabled; more than one needs MQ.
     pub n_pairs: u16,
     /// How frames are sent.
@@ -75,6 +78,7 @@ impl GuestConfig {
             event_idx: true,
             packed: false,
             in_order: false,
+            offloads: false,
             n_pairs: 1,
             tx_layout: TxLayout::OneDescriptor,
             order: MessageOrder::Qemu,

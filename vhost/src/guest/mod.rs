@@ -12,6 +12,7 @@ mod session;
 
 use std::time::{Duration, Instant};
 
+use spp_drivers::virtio::desc::NetHdr;
 use spp_drivers::virtio::ring::RingFault;
 use vmm_sys_util::poll::PollContext;
 
@@ -71,6 +72,7 @@ fn wanted_features(config: &GuestConfig) -> u64 {
         (config.tx_layout == TxLayout::Indirect, F_INDIRECT_DESC),
         (config.packed, F_RING_PACKED),
         (config.in_order, F_IN_ORDER),
+        (config.offloads, F_OFFLOADS),
         (config.n_pairs > 1, F_MQ),
     ] {
         wanted |= if on { bit } else { 0 };
@@ -267,7 +269,7 @@ impl Guest {
         self.device.pairs.len()
     }
 
-    /// Sends one frame of up to 16 KiB on the first queue; false when the ring is full.
+    /// Sends one frame of up to 66 KiB on the first queue; false when the ring is full.
     pub fn send(&mut self, frame: &[u8]) -> bool {
         self.send_burst([frame]) == 1
     }
@@ -290,10 +292,25 @@ impl Guest {
         if self.fault.is_some() {
             return 0;
         }
-        let n = frames.into_iter().take_while(|frame| tx.post(frame)).count();
+        let n = frames.into_iter().take_while(|frame| tx.post(NetHdr::default(), frame)).count();
         tx.publish();
         self.counters.sent += n as u64;
         n
+    }
+
+    /// As [`send`](Self::send), with a header of one's own: work left to the backend, or lies.
+    pub fn send_with(&mut self, header: NetHdr, frame: &[u8]) -> bool {
+        self.reap_all();
+        let tx = &mut self.device.pairs[0].tx;
+        let sent = self.fault.is_none() && tx.post(header, frame);
+        tx.publish();
+        self.counters.sent += u64::from(sent);
+        sent
+    }
+
+    /// The header of the frame last received on the first queue.
+    pub fn received_header(&self) -> NetHdr {
+        self.device.pairs[0].rx.header
     }
 
     /// Takes one frame of any queue into `buf` (cleared first); false when there is none.

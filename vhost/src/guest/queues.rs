@@ -11,7 +11,7 @@ use super::memory::Span;
 use super::ring::GuestRing;
 
 /// Most pieces of a buffer, or buffers of a frame.
-const MAX_PIECES: usize = 8;
+const MAX_PIECES: usize = 33;
 /// Frame bytes in one buffer.
 const DATA_BYTES: usize = 2048;
 /// Room for an indirect table in front: the header and the pieces.
@@ -78,6 +78,8 @@ pub(super) struct GuestRx {
     done: Vec<(u16, u32)>,
     /// The frame being put together, and the buffers still to come for it.
     frame: Vec<u8>,
+    /// What came before it.
+    pub(super) header: NetHdr,
     missing: u16,
     pub(super) n_malformed: u64,
 }
@@ -86,7 +88,8 @@ impl GuestRx {
     pub(super) fn new(ring: GuestRing<u16>, buffers: Span, bells: Bells, shape: RxShape) -> Self {
         let frame = Vec::with_capacity(usize::from(u16::MAX) + DATA_BYTES);
         let done = Vec::with_capacity(ring.size().into());
-        let mut rx = GuestRx { ring, bells, buffers, shape, done, frame, missing: 0, n_malformed: 0 };
+        let header = NetHdr::default();
+        let mut rx = GuestRx { ring, bells, buffers, shape, done, frame, header, missing: 0, n_malformed: 0 };
         let n_buffers = rx.ring.size() / shape.n_pieces as u16;
         (0..n_buffers).for_each(|buffer| rx.post(buffer));
         rx.ring.publish();
@@ -148,7 +151,7 @@ impl GuestRx {
                 self.n_malformed += 1;
                 return false;
             }
-            (self.missing, skip) = (n_buffers, NetHdr::BYTES);
+            (self.missing, skip, self.header) = (n_buffers, NetHdr::BYTES, header);
             self.frame.clear();
         }
         self.missing -= 1;
@@ -201,8 +204,8 @@ impl GuestTx {
         self.ring.reap(usize::MAX, |pieces, _| self.free.extend(pieces))
     }
 
-    /// Posts one frame; false when the ring or the buffers are full, or the frame is empty or longer than 16 KiB.
-    pub(super) fn post(&mut self, frame: &[u8]) -> bool {
+    /// Posts one frame; false when the ring or the buffers are full, or the frame is empty or longer than 66 KiB.
+    pub(super) fn post(&mut self, header: NetHdr, frame: &[u8]) -> bool {
         let n_pieces = frame.len().div_ceil(DATA_BYTES);
         if n_pieces == 0 || n_pieces > MAX_PIECES || n_pieces > self.free.len() {
             return false;
@@ -213,7 +216,7 @@ impl GuestTx {
         let pieces: Pieces = self.free.drain(self.free.len() - n_pieces..).collect();
         let mut parts = Parts::new();
         let header_at = usize::from(pieces[0]) * STRIDE + TABLE_BYTES;
-        self.buffers.write(header_at, &NetHdr::default().to_bytes());
+        self.buffers.write(header_at, &header.to_bytes());
         parts.push((self.buffers.gpa(header_at), NetHdr::BYTES as u32));
         for (&slot, bytes) in pieces.iter().zip(frame.chunks(DATA_BYTES)) {
             let at = usize::from(slot) * STRIDE + TABLE_BYTES + NetHdr::BYTES;

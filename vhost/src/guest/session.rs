@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{GuestConfig, GuestError, MessageOrder};
 use crate::Role;
 
+/// CSUM, GUEST_CSUM, and long TCP frames over IPv4 and IPv6 both ways, with ECN (virtio 1.2, 5.1.3).
+pub(super) const F_OFFLOADS: u64 = 0b11_1011_1000_0011;
 /// VIRTIO_NET_F_MRG_RXBUF.
 pub(super) const F_MRG_RXBUF: u64 = 1 << 15;
 /// VIRTIO_F_INDIRECT_DESC.

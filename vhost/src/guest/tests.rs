@@ -181,7 +181,7 @@ fn long_frames_take_several_buffers_both_ways() {
     let backend = echo_backend(dir.path().join("s"));
     let mut guest = Guest::attach(GuestConfig { ring_size: 64, ..config(&dir) }, DEADLINE).unwrap();
     echo_all(&mut guest, &[4000, 64, 2049, 9000, 16_384, 60]);
-    assert!(!guest.send(&[0; 16_385]), "more than eight buffers");
+    assert!(!guest.send(&[0; 33 * 2048 + 1]), "more than 33 buffers");
     drop(guest);
     backend.join().unwrap();
 }
