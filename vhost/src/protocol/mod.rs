@@ -24,6 +24,8 @@ use own::{Answer, Own};
 
 /// Bytes of a message header: request, flags, size.
 pub const HEADER_BYTES: usize = 12;
+/// The request after which the `vhost` crate's answers follow other rules.
+const SET_PROTOCOL_FEATURES: u32 = 16;
 /// Longest payload accepted.
 const MAX_PAYLOAD_BYTES: u32 = 4096;
 /// Descriptors taken with one message; the kernel closes what is more.
@@ -149,7 +151,10 @@ impl Protocol {
             Err(Error::Disconnected) => Handled::Close(None),
             // The crate has sent the failure reply when one was asked for.
             Err(Error::ReqHandlerError(refusal)) => {
-                if self.replies(header) && !answers_with_value(header.request) {
+                // It agrees to protocol features before it asks whether they are good, and answers or not by the new
+                // ones: behind a refusal nobody knows what was agreed upon.
+                let agreed_too_early = header.request == SET_PROTOCOL_FEATURES;
+                if self.replies(header) && !answers_with_value(header.request) && !agreed_too_early {
                     Handled::Refused(refusal.to_string())
                 } else {
                     Handled::Close(Some(refusal.to_string()))
