@@ -241,7 +241,12 @@ impl Stage {
         }
         if let (Some(process), Some(level)) = (self.backend.process, self.level) {
             let slack = SLACK_KIB[usize::from(!strict)];
-            if let Err(more) = process.returns_to(level, slack, PATIENCE) {
+            // What a core on a crowded machine gave back too late for one connection is collected by the next.
+            let back = process
+                .returns_to(level, slack, PATIENCE / 4)
+                .or_else(|_| self.reconnect(number).map_err(|trouble| trouble.to_string()))
+                .and_then(|()| process.returns_to(level, slack, PATIENCE));
+            if let Err(more) = back {
                 return (Verdict::Leaked, format!("{more}; {words}"));
             }
         }
