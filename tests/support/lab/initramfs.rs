@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The first process of every guest.
-const INIT: &str = include_str!("init.sh");
+/// The first process of a guest, unless a test brings its own.
+pub const INIT: &str = include_str!("init.sh");
 
 /// An archive that grows file by file.
 pub struct Archive {
@@ -55,8 +55,9 @@ impl Archive {
     }
 }
 
-/// Builds the archive: `modules` and what they depend on, plus `files` as (path inside, path here), all executable.
+/// Builds the archive: `init`, `modules` and what they depend on, plus `files` as (path inside, path here), all executable.
 pub fn build(
+    init: &str,
     busybox: &Path,
     modules_dir: &Path,
     modules: &[&str],
@@ -66,7 +67,7 @@ pub fn build(
     for directory in ["bin", "dev", "host", "modules", "proc", "run", "share", "sys", "tmp"] {
         archive.entry(directory, DIRECTORY, &[]);
     }
-    archive.entry("init", EXECUTABLE, INIT.as_bytes());
+    archive.entry("init", EXECUTABLE, init.as_bytes());
     archive.entry("bin/busybox", EXECUTABLE, &fs::read(busybox)?);
     archive.entry("bin/sh", SYMLINK, b"busybox");
     let dep = fs::read_to_string(modules_dir.join("modules.dep"))?;

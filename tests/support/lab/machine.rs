@@ -31,6 +31,8 @@ pub struct Builder<'a> {
     n_cpus: u32,
     viommu: bool,
     host_root: bool,
+    /// Another init than ours, and no shared folder.
+    own_init: Option<&'a str>,
     modules: Vec<&'a str>,
     files: Vec<(&'a str, &'a Path)>,
     n_root_ports: u32,
@@ -47,6 +49,7 @@ impl<'a> Builder<'a> {
             n_cpus: 1,
             viommu: false,
             host_root: false,
+            own_init: None,
             modules: vec!["virtio_pci", "9pnet_virtio", "9p"],
             files: Vec::new(),
             n_root_ports: 0,
@@ -76,6 +79,13 @@ impl<'a> Builder<'a> {
     /// Lets scripts see the host's root file system, read-only, with fresh `/tmp` and `/run`.
     pub fn host_root(mut self) -> Self {
         self.host_root = true;
+        self
+    }
+
+    /// Runs this script as init, without a shared folder: no scripts can be given, and nothing hinders a migration.
+    pub fn own_init(mut self, init: &'a str) -> Self {
+        self.own_init = Some(init);
+        self.modules = vec!["virtio_pci"];
         self
     }
 
@@ -131,8 +141,14 @@ impl<'a> Builder<'a> {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&share).expect("the scratch directory is ours");
         let initrd = dir.join("initramfs");
-        let archive = initramfs::build(&self.lab.busybox, &self.lab.modules, &self.modules, &self.files)
-            .expect("the pieces of the initial root are readable");
+        let archive = initramfs::build(
+            self.own_init.unwrap_or(initramfs::INIT),
+            &self.lab.busybox,
+            &self.lab.modules,
+            &self.modules,
+            &self.files,
+        )
+        .expect("the pieces of the initial root are readable");
         fs::write(&initrd, archive).expect("the scratch directory is ours");
         let console = dir.join("console.log");
         let args = self.command_line(&initrd, &share, &console);
@@ -178,8 +194,10 @@ impl<'a> Builder<'a> {
         if self.viommu {
             add("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on,aw-bits=48".into());
         }
-        add("-fsdev", format!("local,id=share,path={},security_model=none", share.display()));
-        add("-device", "virtio-9p-pci,fsdev=share,mount_tag=share".into());
+        if self.own_init.is_none() {
+            add("-fsdev", format!("local,id=share,path={},security_model=none", share.display()));
+            add("-device", "virtio-9p-pci,fsdev=share,mount_tag=share".into());
+        }
         if self.host_root {
             add("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap".into());
             add("-device", "virtio-9p-pci,fsdev=host,mount_tag=host".into());
@@ -278,6 +296,11 @@ impl Machine {
     /// The folder scripts see as their working directory.
     pub fn share(&self) -> &Path {
         &self.share
+    }
+
+    /// How QEMU ended, if it has.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.qemu.ended()
     }
 
     /// Pulls the plug.

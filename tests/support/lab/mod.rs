@@ -11,6 +11,7 @@ pub mod initramfs;
 pub mod machine;
 pub mod netns;
 pub mod process;
+pub mod qmp;
 pub mod status;
 pub mod testpmd;
 pub mod wire;
