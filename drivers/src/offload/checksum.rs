@@ -21,7 +21,7 @@ pub struct Sum {
 impl Sum {
     /// Adds the bytes that follow.
     #[must_use]
-    pub fn add(mut self, bytes: &[u8]) -> Sum {
+    pub fn with(mut self, bytes: &[u8]) -> Sum {
         let sum = fold(sum_of(bytes));
         self.acc += u64::from(if self.odd { sum.swap_bytes() } else { sum });
         self.odd ^= bytes.len() & 1 != 0;
@@ -32,7 +32,7 @@ impl Sum {
     #[must_use]
     pub fn add_u16(self, word: u16) -> Sum {
         debug_assert!(!self.odd, "numbers stand at even places");
-        self.add(&word.to_be_bytes())
+        self.with(&word.to_be_bytes())
     }
 
     /// The sum itself, as it goes into a header whose checksum is still open.
@@ -67,7 +67,7 @@ fn fold(sum: u64) -> u16 {
 pub(super) fn sum_from(packet: &PacketBuf, start: usize, mut sum: Sum) -> Sum {
     let mut skip = start;
     for segment in packet.segments() {
-        sum = sum.add(&segment[skip.min(segment.len())..]);
+        sum = sum.with(&segment[skip.min(segment.len())..]);
         skip = skip.saturating_sub(segment.len());
     }
     sum
@@ -120,7 +120,7 @@ mod tests {
             cuts.sort_unstable();
             let (mut sum, mut from) = (Sum::default(), 0);
             for cut in cuts.into_iter().chain([data.len()]) {
-                sum = sum.add(&data[from..cut]);
+                sum = sum.with(&data[from..cut]);
                 from = cut;
             }
             prop_assert_eq!(u16::from_be_bytes(sum.finish()), plain(&data));

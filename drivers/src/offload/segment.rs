@@ -116,7 +116,7 @@ fn patch(packet: &mut PacketBuf, headers: &TcpLayout, total: usize, place: Place
         network[2..4].copy_from_slice(&((total - headers.network) as u16).to_be_bytes());
         network[4..6].copy_from_slice(&id.to_be_bytes());
         network[10..12].fill(0);
-        let checksum = Sum::default().add(network).finish();
+        let checksum = Sum::default().with(network).finish();
         network[10..12].copy_from_slice(&checksum);
     }
     let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
@@ -136,7 +136,7 @@ fn pseudo_header(data: &[u8], headers: &TcpLayout, total: usize) -> Sum {
     let addresses = if headers.ipv6 { &network[8..40] } else { &network[12..20] };
     // Below 2^16: the frame's length was checked against the IP header's.
     let transport_bytes = (total - headers.transport) as u16;
-    Sum::default().add(addresses).add_u16(u16::from(TCP)).add_u16(transport_bytes)
+    Sum::default().with(addresses).add_u16(u16::from(TCP)).add_u16(transport_bytes)
 }
 
 /// Completes the TCP checksum on top of the pseudo-header's sum.
