@@ -13,7 +13,7 @@ use spp_agent::{Endpoints, Name};
 use spp_drivers::MacAddr;
 use spp_drivers::pci::PciAddress;
 
-use crate::access::EtcdAccess;
+use crate::access::{EtcdAccess, SignsOfLife};
 use crate::fail::Failure;
 
 /// Where the node's API is by default.
@@ -63,6 +63,7 @@ Examples:
   spp run --etcd http://10.0.0.1:2379,http://10.0.0.2:2379 --host compute1 --api tcp:127.0.0.1:7777
   spp run --etcd https://etcd1,https://etcd2 --host compute1 --etcd-ca ca.pem --etcd-cert spp.pem --etcd-key spp.key
   spp run --etcd https://etcd1 --host compute1 --etcd-ca ca.pem --etcd-user spp --etcd-password-file /etc/spp/etcd.password
+  spp run --etcd http://10.0.0.1:2379 --host compute1 --amqp rabbit://openstack@10.0.0.1:5672,openstack@10.0.0.2:5672/ --amqp-password-file /etc/spp/amqp.password
   spp run --config node.json --fold-cores --vhost-dir /run/spp --api unix:/run/spp/api.sock
 
 node.json holds what the etcd key holds:
@@ -115,9 +116,9 @@ pub struct Run {
     /// How etcd is reached.
     #[command(flatten)]
     pub access: EtcdAccess,
-    /// Keep a key PREFIX/HOST that lasts as long as the node, such as /spp-nodes [default: none]
-    #[arg(long, value_name = "PREFIX", env = "SPP_NODE_PREFIX", requires = "etcd", help_heading = "etcd")]
-    pub node_prefix: Option<String>,
+    /// How others are told that the node is alive.
+    #[command(flatten)]
+    pub signs: SignsOfLife,
 }
 
 const STATUS_EXAMPLES: &str = "\

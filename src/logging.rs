@@ -20,7 +20,11 @@ pub fn start(level: LogLevel) {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let theirs = if level == LogLevel::Trace { ours } else { ours.min(LevelFilter::WARN) };
+    // These write passwords and logins at `trace`, and lines a peer can bring about without end.
     let filter = Targets::new().with_default(theirs).with_target("spp", ours);
+    let filter = ["lapin", "amq_protocol", "tcp_stream", "h2", "hyper", "tonic", "tower"]
+        .iter()
+        .fold(filter, |filter, library| filter.with_target(*library, LevelFilter::OFF));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = lines.with_target(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {

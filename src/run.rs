@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spp_agent::{
-    AgentConfig, Configuration, Endpoints, Layout, Name, NodeKey, StatusCell, node_key,
-    wait_for_configuration,
+    AgentConfig, Configuration, Endpoints, HeartbeatConfig, Layout, Name, NodeKey, StatusCell, heartbeat,
+    node_key, wait_for_configuration,
 };
 use spp_pipeline::config::NodeConfig;
 use spp_pipeline::node::{NodeError, NodeGone, NodeHandle, NodeOptions};
@@ -41,14 +41,19 @@ pub fn run(args: &Run) -> Result<(), Failure> {
 async fn serve(args: &Run) -> Result<(), Failure> {
     let mut stop = stop_on_signals()?;
     let source = Source::of(args)?;
-    let node_key = source.node_key(args)?;
+    let signs = match &source {
+        Source::Etcd { endpoints, host } => {
+            Signs { node_key: args.signs.node_key(endpoints, host)?, heartbeat: args.signs.heartbeat(host)? }
+        }
+        Source::File(..) => Signs::default(),
+    };
     let agent = matches!(source, Source::Etcd { .. }).then(StatusCell::default);
     let api = Api::new(agent.clone());
     let (end_api, api_ends) = watch::channel(false);
     let mut servers = serve_api(args, &api, api_ends).await?;
     systemd::notify("READY=1\nSTATUS=Waiting for the configuration.");
 
-    let result = node_life(args, source, node_key, &api, agent, &mut stop).await;
+    let result = node_life(args, source, signs, &api, agent, &mut stop).await;
     systemd::notify("STOPPING=1");
     end_api.send_replace(true);
     let _ =
@@ -99,6 +104,13 @@ async fn serve_api(args: &Run, api: &Api, ends: watch::Receiver<bool>) -> Result
     Ok(servers)
 }
 
+/// How others are told that the node is alive, once it is up.
+#[derive(Default)]
+struct Signs {
+    node_key: Option<NodeKey>,
+    heartbeat: Option<HeartbeatConfig>,
+}
+
 /// Where the configuration comes from.
 enum Source {
     File(NodeConfig, Layout),
@@ -116,20 +128,6 @@ impl Source {
                 Err(Failure::usage("give --etcd URL and --host NAME, or --config FILE (see spp run --help)"))
             }
         }
-    }
-}
-
-impl Source {
-    /// The key that says that the node is alive, if one is wanted.
-    fn node_key(&self, args: &Run) -> Result<Option<NodeKey>, Failure> {
-        let (Source::Etcd { endpoints, host }, Some(prefix)) = (self, &args.node_prefix) else {
-            return Ok(None);
-        };
-        if prefix.is_empty() {
-            return Ok(None);
-        }
-        let key = NodeKey::new(endpoints.clone(), prefix, host.clone(), env!("CARGO_PKG_VERSION"));
-        key.map(Some).map_err(|error| Failure::usage(format!("--node-prefix: {error}")))
     }
 }
 
@@ -163,7 +161,7 @@ async fn from_etcd(endpoints: &Endpoints, host: &Name) -> (NodeConfig, Layout, C
 async fn node_life(
     args: &Run,
     source: Source,
-    node_key: Option<NodeKey>,
+    signs: Signs,
     api: &Api,
     agent: Option<StatusCell>,
     stop: &mut watch::Receiver<bool>,
@@ -199,12 +197,17 @@ async fn node_life(
             (Some(config), Some(status)) => {
                 let wired = glue::WiredNode::new(node.clone(), layout, n_mirrors);
                 let agent = spp_agent::run(config, Arc::new(wired), status.clone(), stopped());
-                let announced = async {
-                    if let Some(node_key) = node_key {
-                        node_key::keep(node_key, status, stopped()).await;
+                let node_key = async {
+                    if let Some(config) = signs.node_key {
+                        node_key::keep(config, status.clone(), stopped()).await;
                     }
                 };
-                tokio::join!(agent, announced);
+                let heartbeat = async {
+                    if let Some(config) = signs.heartbeat {
+                        heartbeat::run(config, status.clone(), stopped()).await;
+                    }
+                };
+                tokio::join!(agent, node_key, heartbeat);
             }
             _ => stopped().await,
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 
 use crate::keys::{HostKeys, Name, Root};
-use crate::resolve::{NameFiles, ResolveError};
+use crate::resolve::{NameFiles, ResolveError, host_port};
 use crate::secret::Secret;
 use crate::tls::{self, TlsError, TlsFiles};
 
@@ -158,25 +158,7 @@ impl FromStr for Endpoint {
             None => (false, text.strip_prefix("http://").unwrap_or(text)),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match rest.strip_prefix('[').map(|v6| v6.split_once(']')) {
-            Some(Some((host, port))) => {
-                (host.parse::<Ipv6Addr>().map_err(|_| malformed())?.to_string(), port)
-            }
-            Some(None) => return Err(malformed()),
-            None => match rest.split_once(':') {
-                Some((host, _)) => (host.to_string(), &rest[host.len()..]),
-                None => (rest.to_string(), ""),
-            },
-        };
-        let port = match port.strip_prefix(':') {
-            Some(port) => port.parse().ok().filter(|&port| port != 0).ok_or_else(malformed)?,
-            None if port.is_empty() => DEFAULT_PORT,
-            None => return Err(malformed()),
-        };
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
-        if host.is_empty() || host.len() > 253 || !host.bytes().all(plain) {
-            return Err(malformed());
-        }
+        let (host, port) = host_port(rest, DEFAULT_PORT).ok_or_else(malformed)?;
         Ok(Endpoint { tls, host, port })
     }
 }

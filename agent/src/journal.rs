@@ -12,6 +12,7 @@ use crate::link::Lost;
 use crate::reconcile::{Action, Plan};
 use crate::schedule::LogLimit;
 use crate::status::{PortState, StatusCell};
+use crate::view::View;
 
 /// The voice of one agent.
 #[derive(Debug)]
@@ -136,7 +137,7 @@ impl Journal {
 
     /// How everything stands after a plan was made. `changed`: the configuration is another than the
     /// node was built from, at this revision, or gone.
-    pub fn publish(&mut self, plan: &Plan, revision: i64, changed: Option<Option<i64>>, now: Duration) {
+    pub fn publish(&mut self, plan: &Plan, view: &View, changed: Option<Option<i64>>, now: Duration) {
         if changed.is_some() && self.warned_of != changed {
             match changed.flatten() {
                 None => tracing::warn!(
@@ -150,8 +151,10 @@ impl Journal {
             self.warned_of = changed;
         }
         self.report(plan, now);
+        let (revision, vhosts) = (view.revision(), view.vhost_counts());
         self.status.update(|status| {
             status.etcd.revision = revision;
+            status.vhosts = vhosts;
             status.configuration_changed = changed.is_some();
             status.node_error = None;
             status.ports.clone_from(&plan.ports);

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod configuration;
 pub mod connect;
 pub mod dataplane;
+pub mod heartbeat;
 mod journal;
 pub mod keys;
 pub mod link;
@@ -36,9 +37,13 @@ pub use configuration::{
 };
 pub use connect::{EndpointError, Endpoints};
 pub use dataplane::{DataPlane, DataPlaneError, Layout, Place, Plug, Tap, TapDirection, Wiring};
+pub use heartbeat::HeartbeatConfig;
 pub use keys::{Name, Root, SlotId, Subject};
 pub use node_key::NodeKey;
 pub use resolve::NameFiles;
 pub use secret::{Secret, SecretError};
-pub use status::{AgentStatus, EtcdStatus, NodeKeyStatus, PortReport, PortState, StatusCell, TapReport};
+pub use status::{
+    AgentStatus, EtcdStatus, HeartbeatStatus, NodeKeyStatus, PortReport, PortState, StatusCell, TapReport,
+    VhostCount,
+};
 pub use tls::TlsFiles;

@@ -280,7 +280,7 @@ impl Machine {
         };
         let plan = self.reconciler.plan(now, &self.view, &live);
         let changed = self.configuration_changed();
-        self.journal.publish(&plan, self.view.revision(), changed, now);
+        self.journal.publish(&plan, &self.view, changed, now);
         if plan.actions.is_empty() {
             return Phase::Idle(plan.wake_at.unwrap_or(now + RELIST_EVERY));
         }

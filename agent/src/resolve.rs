@@ -4,7 +4,7 @@
 //! run time, which a static binary cannot count on.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,27 @@ pub struct ResolveError {
     pub hosts: String,
     /// Path of the resolver configuration.
     pub resolv_conf: String,
+}
+
+/// Reads `name`, `name:port`, `address:port` or `[v6]:port`. None: it is none of these.
+pub(crate) fn host_port(text: &str, default_port: u16) -> Option<(String, u16)> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(v6) => {
+            let (host, port) = v6.split_once(']')?;
+            (host.parse::<Ipv6Addr>().ok()?.to_string(), port)
+        }
+        None => match text.split_once(':') {
+            Some((host, _)) => (host.to_string(), &text[host.len()..]),
+            None => (text.to_string(), ""),
+        },
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => port.parse().ok().filter(|&port| port != 0)?,
+        None if port.is_empty() => default_port,
+        None => return None,
+    };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
+    (!host.is_empty() && host.len() <= 253 && host.bytes().all(plain)).then_some((host, port))
 }
 
 /// Where host names are looked up.

@@ -2,12 +2,13 @@
 //!
 //! Written by the agent's task, read from any thread through [`StatusCell`].
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::dataplane::{Plug, Tap};
-use crate::keys::{PortId, TapId};
+use crate::keys::{Name, PortId, TapId};
 
 /// Where a port or tap flow stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -89,6 +90,30 @@ pub struct NodeKeyStatus {
     pub last_error: Option<String>,
 }
 
+/// The reports to neutron.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct HeartbeatStatus {
+    /// The broker in use, or the one tried last; no user, no password.
+    pub broker: String,
+    /// A channel is open there.
+    pub connected: bool,
+    /// Reports that are in neutron's queue, since the start.
+    pub n_reports: u64,
+    /// When the last one was, UTC.
+    pub last_report: Option<String>,
+    /// Why the one after that was none, and what to do.
+    pub last_error: Option<String>,
+}
+
+/// Vhosts of one physical network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct VhostCount {
+    /// With a key in etcd.
+    pub total: u32,
+    /// Of those, nobody's.
+    pub free: u32,
+}
+
 /// The agent as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AgentStatus {
@@ -96,6 +121,10 @@ pub struct AgentStatus {
     pub etcd: EtcdStatus,
     /// The node's key; null when none is wanted.
     pub node_key: Option<NodeKeyStatus>,
+    /// Reports to neutron; null when none are wanted.
+    pub heartbeat: Option<HeartbeatStatus>,
+    /// Vhosts of each physical network, as etcd has them.
+    pub vhosts: BTreeMap<Name, VhostCount>,
     /// The configuration key no longer says what the node was built from: restart to apply it.
     pub configuration_changed: bool,
     /// The node itself did not answer, most recently.

@@ -3,9 +3,12 @@
 //! The files are read at each connection, so that renewed certificates are taken up without a restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 /// Longest PEM file read, in bytes.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -41,6 +44,9 @@ pub enum TlsError {
         /// What was looked for.
         what: &'static str,
     },
+    /// rustls does not like them together.
+    #[error("certificate and key can't be used: {0}")]
+    Refused(String),
 }
 
 /// The files' contents, checked to be PEM.
@@ -65,6 +71,27 @@ impl TlsFiles {
             }
         };
         Ok(TlsMaterial { ca, identity })
+    }
+
+    /// A connector that trusts the CA alone and shows our certificate, if there is one.
+    pub(crate) fn connector(&self, ca_option: &'static str) -> Result<TlsConnector, TlsError> {
+        let material = self.read(ca_option)?;
+        let refused = |error: tokio_rustls::rustls::Error| TlsError::Refused(error.to_string());
+        let mut roots = RootCertStore::empty();
+        for ca in certificates(&material.ca, Path::new(""))? {
+            roots.add(ca).map_err(refused)?;
+        }
+        let provider = Arc::new(crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.map_err(refused)?.with_root_certificates(roots);
+        let config = match &material.identity {
+            None => config.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = certificates(cert, Path::new(""))?;
+                config.with_client_auth_cert(chain, private_key(key, Path::new(""))?).map_err(refused)?
+            }
+        };
+        Ok(TlsConnector::from(Arc::new(config)))
     }
 }
 

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::keys::Key;
+use crate::keys::{Key, Name, SlotValue};
+use crate::status::VhostCount;
 use crate::txn::{KeyOp, KeyTxn};
 
 /// One key and what a listing or a read found there.
@@ -122,6 +123,18 @@ impl View {
         Some((entry.value.as_deref()?, entry.revision))
     }
 
+    /// Vhosts of each physical network: how many have a key, and how many of those are nobody's.
+    pub fn vhost_counts(&self) -> BTreeMap<Name, VhostCount> {
+        let mut counts: BTreeMap<Name, VhostCount> = BTreeMap::new();
+        for (key, value, _) in self.iter() {
+            let Key::Vhost(slot) = key else { continue };
+            let count = counts.entry(slot.physnet.clone()).or_default();
+            count.total += 1;
+            count.free += u32::from(SlotValue::parse(value) == SlotValue::Free);
+        }
+        counts
+    }
+
     /// All keys that exist, in key order.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &[u8], i64)> {
         self.entries.iter().filter_map(|(key, entry)| Some((key, entry.value.as_deref()?, entry.revision)))
@@ -131,7 +144,6 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Name;
 
     fn action() -> Key {
         Key::Action(Name::new("p").unwrap())
