@@ -5,7 +5,7 @@
 //! it. Chains are taken in order and given back used at the end of the burst.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
 use spp_drivers::offload::{Offloads, accept::accept};
@@ -42,7 +42,7 @@ pub struct FromGuest {
 
 impl FromGuest {
     /// A half without a ring yet.
-    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicBool>, pool: &Pool) -> FromGuest {
+    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicUsize>, pool: &Pool) -> FromGuest {
         // A frame that takes more than a quarter of the pool could wait for buffers for ever.
         let max_buffers = (pool.counts().capacity as usize / 4).max(1);
         let max_frame_bytes = MAX_FRAME_BYTES.min(max_buffers * DATA_ROOM);

@@ -11,7 +11,7 @@ use crate::dirty::RingLog;
 use spp_drivers::MacAddr;
 use spp_drivers::spsc::{self, Consumer, Producer};
 
-use crate::sync::{Arc, AtomicBool, AtomicU8, Ordering, Patience};
+use crate::sync::{Arc, AtomicBool, AtomicU8, AtomicUsize, Ordering, Patience};
 use crate::vring::{CallFd, Ring, RingFault, RingMemory};
 
 /// Commands a half may be behind.
@@ -82,8 +82,8 @@ pub struct Handover {
     replies: Consumer<Reply>,
     /// Commands not answered yet.
     outstanding: usize,
-    /// Tells the half that there is something in one of its mailboxes.
-    bell: Arc<AtomicBool>,
+    /// Counts what was put into the half's mailboxes: a number it has not seen tells it to look. Only control writes it.
+    bell: Arc<AtomicUsize>,
     state: Arc<RingState>,
 }
 
@@ -97,8 +97,8 @@ pub struct Mailbox {
     state: Arc<RingState>,
 }
 
-/// A new pair. The half looks into its mailboxes when `bell` has rung.
-pub fn handover(bell: Arc<AtomicBool>) -> (Handover, Mailbox) {
+/// A new pair. The half looks into its mailboxes when `bell` has moved on.
+pub fn handover(bell: Arc<AtomicUsize>) -> (Handover, Mailbox) {
     let (commands_in, commands_out) = spsc::ring(SLOTS);
     let (replies_in, replies_out) = spsc::ring(SLOTS);
     let state = Arc::new(RingState::default());
@@ -130,7 +130,7 @@ impl Handover {
                 match self.commands.push(unsent) {
                     Ok(()) => {
                         self.outstanding += 1;
-                        self.bell.store(true, Ordering::Release);
+                        self.bell.fetch_add(1, Ordering::Release);
                     }
                     Err(full) => command = Some(full),
                 }

@@ -3,7 +3,7 @@
 //! could be. Owned by the half, polled by its core.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
 use spp_drivers::MacAddr;
@@ -37,8 +37,9 @@ impl Lane {
 /// All rings of a half.
 pub struct Lanes {
     all: Box<[Lane]>,
-    /// Rung by the control thread when a command lies in any of the mailboxes.
-    bell: Arc<AtomicBool>,
+    /// Moved on by the control thread when it has put a command into any of the mailboxes; as last seen.
+    bell: Arc<AtomicUsize>,
+    heard: usize,
     /// Lanes with work: those whose ring is enabled, or also those whose ring is to be drained.
     active: ArrayVec<u8, MAX_PAIRS>,
     drains: bool,
@@ -48,10 +49,10 @@ pub struct Lanes {
 
 impl Lanes {
     /// Lanes whose mailboxes' other ends ring `bell`. `drains`: rings that are not enabled are worked on too.
-    pub fn new(all: impl IntoIterator<Item = Lane>, bell: Arc<AtomicBool>, drains: bool) -> Lanes {
+    pub fn new(all: impl IntoIterator<Item = Lane>, bell: Arc<AtomicUsize>, drains: bool) -> Lanes {
         let all: Box<[Lane]> = all.into_iter().collect();
         assert!((1..=MAX_PAIRS).contains(&all.len()), "a half has 1 to {MAX_PAIRS} rings");
-        Lanes { all, bell, active: ArrayVec::new(), drains, announcement: None }
+        Lanes { all, bell, heard: 0, active: ArrayVec::new(), drains, announcement: None }
     }
 
     /// Rings there could be.
@@ -62,18 +63,19 @@ impl Lanes {
     /// Obeys what the control thread asked since the last burst; one load when there is nothing.
     #[inline(always)]
     pub fn poll(&mut self) {
-        if self.bell.load(Ordering::Relaxed) {
-            self.obey();
+        let rung = self.bell.load(Ordering::Acquire);
+        if rung != self.heard {
+            self.obey(rung);
         }
     }
 
     #[cold]
-    fn obey(&mut self) {
-        // Taken down first: whoever rings from now on is heard next time.
-        self.bell.swap(false, Ordering::AcqRel);
+    fn obey(&mut self, rung: usize) {
+        self.heard = rung;
         for lane in &mut self.all {
             if lane.mailbox.poll() {
-                self.bell.store(true, Ordering::Relaxed);
+                // Something is left: look again next time.
+                self.heard = rung.wrapping_sub(1);
             }
             self.announcement = lane.mailbox.announcement().or(self.announcement);
         }

@@ -2,7 +2,7 @@
 //! halves go to cores.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -180,7 +180,7 @@ struct Rings {
 impl Rings {
     fn new(pool: &Pool, n_sets: usize) -> Rings {
         // By half: number of the set, side.
-        let bells: Vec<[Arc<AtomicBool>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
+        let bells: Vec<[Arc<AtomicUsize>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
         let mut lanes: Vec<[Vec<Lane>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
         let (mut handovers, mut states) = (Vec::new(), Vec::new());
         for index in 0..N_RINGS {

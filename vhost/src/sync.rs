@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 pub use std::sync::Arc;
-pub use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+pub use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 /// Waiting for a polling half, up to a deadline. Short pauses first: it answers within a microsecond or two.
 pub struct Patience {

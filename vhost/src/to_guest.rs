@@ -6,7 +6,7 @@
 //! has asked for [`offloads`](TxQueue::offloads) and does it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 
 use arrayvec::ArrayVec;
 use spp_drivers::dma::{PacketBuf, PoolCache};
@@ -34,7 +34,7 @@ pub struct ToGuest {
 
 impl ToGuest {
     /// A half without a ring yet.
-    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicBool>) -> ToGuest {
+    pub fn new(lanes: impl IntoIterator<Item = Lane>, bell: Arc<AtomicUsize>) -> ToGuest {
         let lanes = Lanes::new(lanes, bell, false);
         let deal = (lanes.n_all() > 1).then(Default::default);
         ToGuest { lanes, stats: QueueStats::shared(), deal }

@@ -2,7 +2,7 @@
 //! interleaving: no core ever touches memory that has been unmapped, and a late answer loses nothing.
 
 use loom::model::Builder;
-use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use spp_loom::handover::{Command, Handover, Mailbox, NoAnswer, Reply, handover};
 use spp_loom::sync::{Arc, PATIENCE};
@@ -15,30 +15,29 @@ fn explore(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-type Bell = Arc<AtomicBool>;
+/// The bell, and what was heard of it.
+type Bell = (Arc<AtomicUsize>, usize);
 
 /// Both ends, and the bell between them.
 fn pair() -> (Handover, Mailbox, Bell) {
-    let bell = Bell::new(AtomicBool::new(false));
+    let bell = Arc::new(AtomicUsize::new(0));
     let (control, mailbox) = handover(bell.clone());
-    (control, mailbox, bell)
+    (control, mailbox, (bell, 0))
 }
 
 /// As the halves do it.
-fn listen(mailbox: &mut Mailbox, bell: &Bell) {
-    if bell.load(Ordering::Relaxed) {
-        bell.swap(false, Ordering::AcqRel);
-        if mailbox.poll() {
-            bell.store(true, Ordering::Relaxed);
-        }
+fn listen(mailbox: &mut Mailbox, bell: &mut Bell) {
+    let rung = bell.0.load(Ordering::Acquire);
+    if rung != bell.1 {
+        bell.1 = if mailbox.poll() { rung.wrapping_sub(1) } else { rung };
     }
 }
 
 /// A core: bursts until it is told to end, or until its turn at the model ends.
-fn core(mut mailbox: Mailbox, bell: Bell, end: Arc<AtomicBool>) -> thread::JoinHandle<Mailbox> {
+fn core(mut mailbox: Mailbox, mut bell: Bell, end: Arc<AtomicBool>) -> thread::JoinHandle<Mailbox> {
     thread::spawn(move || {
         while !end.load(Ordering::Acquire) {
-            listen(&mut mailbox, &bell);
+            listen(&mut mailbox, &mut bell);
             if let Some((ring, _enabled)) = mailbox.ring() {
                 ring.memory.0.touch();
             }
@@ -120,16 +119,16 @@ fn a_core_that_is_gone_is_an_answer_too() {
 #[test]
 fn a_fault_is_seen_by_the_control_thread_and_ends_with_the_next_start() {
     explore(|| {
-        let (mut control, mut mailbox, bell) = pair();
+        let (mut control, mut mailbox, mut bell) = pair();
         let core = thread::spawn(move || {
             while mailbox.ring().is_none() {
-                listen(&mut mailbox, &bell);
+                listen(&mut mailbox, &mut bell);
                 thread::yield_now();
             }
             mailbox.fail(RingFault::Fault);
             assert!(mailbox.ring().is_none());
             while mailbox.ring().is_none() {
-                listen(&mut mailbox, &bell);
+                listen(&mut mailbox, &mut bell);
                 thread::yield_now();
             }
         });

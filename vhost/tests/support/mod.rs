@@ -9,7 +9,7 @@ pub mod served;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -134,13 +134,13 @@ pub struct Bench<H> {
 }
 
 pub trait Half {
-    fn build(lane: Lane, bell: Arc<AtomicBool>, pool: &Pool) -> Self;
+    fn build(lane: Lane, bell: Arc<AtomicUsize>, pool: &Pool) -> Self;
     fn poll(&mut self);
     fn drops(&self, reason: DropReason) -> u64;
 }
 
 impl Half for FromGuest {
-    fn build(lane: Lane, bell: Arc<AtomicBool>, pool: &Pool) -> Self {
+    fn build(lane: Lane, bell: Arc<AtomicUsize>, pool: &Pool) -> Self {
         FromGuest::new([lane], bell, pool)
     }
     fn poll(&mut self) {
@@ -152,7 +152,7 @@ impl Half for FromGuest {
 }
 
 impl Half for ToGuest {
-    fn build(lane: Lane, bell: Arc<AtomicBool>, _pool: &Pool) -> Self {
+    fn build(lane: Lane, bell: Arc<AtomicUsize>, _pool: &Pool) -> Self {
         ToGuest::new([lane], bell)
     }
     fn poll(&mut self) {
@@ -167,7 +167,7 @@ impl<H: Half + Send> Bench<H> {
     /// A running ring of `size` whose indices start at `start`.
     pub fn new(size: u16, start: u16, features: RingFeatures) -> Self {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 512 }).unwrap();
-        let bell: Arc<AtomicBool> = Arc::default();
+        let bell: Arc<AtomicUsize> = Arc::default();
         let (handover, mailbox) = handover(bell.clone());
         let half = H::build(Lane::new(mailbox, LaneStats::default()), bell, &pool);
         let memory = Memory::new();

@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test uses its part
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 
 use spp_drivers::Burst;
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache, PoolConfig};
@@ -49,7 +49,7 @@ pub fn turn(wrap: bool) -> u16 {
 impl<H: Half + Send> Packed<H> {
     pub fn new(size: u16, start: (u16, bool), features: RingFeatures) -> Self {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 512 }).unwrap();
-        let bell: Arc<AtomicBool> = Arc::default();
+        let bell: Arc<AtomicUsize> = Arc::default();
         let (handover, mailbox) = handover(bell.clone());
         let half = H::build(Lane::new(mailbox, LaneStats::default()), bell, &pool);
         let (memory, cache) = (Memory::new(), pool.cache());
