@@ -5,7 +5,7 @@
 //! regions that were shared.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use spp_drivers::Burst;
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache, PoolConfig};
@@ -117,7 +117,7 @@ enum Half {
 }
 
 impl Half {
-    fn build(from_guest: bool, lane: Lane, bell: Arc<AtomicBool>, pool: &Pool) -> Half {
+    fn build(from_guest: bool, lane: Lane, bell: Arc<AtomicUsize>, pool: &Pool) -> Half {
         if from_guest {
             Half::From(Box::new(FromGuest::new([lane], bell, pool)))
         } else {
@@ -221,7 +221,7 @@ pub fn rings(data: &[u8]) {
     }
     let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 128 }).expect("a small pool");
     let mut cache = pool.cache();
-    let bell = Arc::new(AtomicBool::default());
+    let bell = Arc::new(AtomicUsize::default());
     let (mut control, mailbox) = handover(bell.clone());
     let lane = Lane::new(mailbox, LaneStats::default());
     let mut half = Half::build(input.u8() & 1 != 0, lane, bell, &pool);
