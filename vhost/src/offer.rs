@@ -118,11 +118,11 @@ impl Keeper {
         self.tell_what_is_missing(vm.as_deref(), offer);
         let made = Made { vm, offer };
         if self.made.as_ref() != Some(&made) {
-            if let Err(error) = self.file.as_deref().map_or(Ok(()), |file| write(file, &made.to_text())) {
-                if !std::mem::replace(&mut self.complained, true) {
-                    let (socket, file) = (&self.socket, &self.file);
-                    tracing::warn!(?socket, ?file, %error, "what is offered to the VM can't be written down");
-                }
+            let written = self.file.as_deref().map_or(Ok(()), |file| write(file, &made.to_text()));
+            if let (Err(error), false) = (written, self.complained) {
+                let (socket, file) = (&self.socket, &self.file);
+                tracing::warn!(?socket, ?file, %error, "what is offered to the VM can't be written down");
+                self.complained = true;
             }
             self.made = Some(made);
         }

@@ -131,8 +131,8 @@ impl Guest {
     fn log(&self, peer: &mut Peer, on: bool) {
         let features = self.features() | if on { LOG_ALL } else { 0 };
         assert_eq!(peer.ask(SET_FEATURES, &features.to_ne_bytes()), 0);
-        for ring in 0..2 {
-            peer.tell(SET_VRING_ADDR, &self.addr(ring, on.then_some(AT[ring][1])));
+        for (ring, [_, used, _]) in AT.iter().enumerate() {
+            peer.tell(SET_VRING_ADDR, &self.addr(ring, on.then_some(*used)));
         }
         peer.settle();
     }

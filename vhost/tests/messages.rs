@@ -306,3 +306,37 @@ fn ring_runs_after_its_set_up_messages_in_every_order() {
     }
     port.close();
 }
+
+#[test]
+fn another_driver_negotiates_anew_on_the_same_connection() {
+    let (_dir, path) = socket();
+    let (port, memory) = (Served::listen(&path), Memory::new());
+    let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let mut peer = Peer::connect(&path);
+    peer.greet(P_REPLY_ACK | P_STATUS);
+    // The kernel's driver with split rings, a user space driver with packed ones, and back, as QEMU passes it on.
+    for (round, packed) in [false, true, false, true].into_iter().enumerate() {
+        memory.write(USED + 2, &65_530u16.to_le_bytes());
+        memory.write(AVAIL + 2, &65_530u16.to_le_bytes());
+        let (features, base) = if packed { (FEATURES | 1 << 34, 0x803c_803c) } else { (FEATURES, 65_530) };
+        peer.piece(&Piece::Features(features));
+        if round == 0 {
+            peer.piece(&Piece::Memory(&memory)); // told once
+        }
+        peer.piece(&Piece::Num(1, SIZE.into()));
+        peer.piece(&Piece::Base(1, base));
+        peer.piece(&Piece::Addr(1, TX_AT));
+        peer.piece(&Piece::Kick(1, fd.as_fd()));
+        peer.piece(&Piece::Enable(1));
+        assert_eq!(peer.ask(SET_STATUS, &DRIVER_OK.to_ne_bytes()), 0);
+        let sent = frame(60, round as u8);
+        offer_first(&memory, packed, &sent);
+        assert_eq!(port.next(), sent, "round {round}");
+        assert_eq!(port.status().features.contains(&"ring_packed"), packed, "{:?}", port.status().features);
+        let base = u64_of(&peer.get(GET_VRING_BASE, &state(1, 0), &[])) >> 32;
+        assert_eq!(base, if packed { 0x803d_803d } else { 65_531 });
+        assert_eq!(peer.ask(SET_STATUS, &0u64.to_ne_bytes()), 0);
+    }
+    assert_eq!((port.status().reconnects, port.status().last_failure), (0, None));
+    port.close();
+}
