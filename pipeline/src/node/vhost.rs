@@ -301,7 +301,7 @@ mod tests {
             until(&mut node, "the port is reset", |node| {
                 round += 1;
                 b.send(&frame(0, 2));
-                if round % 10 == 0 {
+                if round.is_multiple_of(10) {
                     assert!(passes(node, b, c, 2) && passes(node, c, b, 1));
                 }
                 node.status().vfs[0].vhosts[0].resets == 1
