@@ -253,3 +253,7 @@ impl<M: RingMemory, T> PackedRing<M, T> {
         self.slots.iter_mut().filter_map(|slot| slot.token.take())
     }
 }
+
+#[cfg(test)]
+#[path = "packed_tests.rs"]
+mod tests;

@@ -426,4 +426,4 @@ impl<M: RingMemory, T> SplitRing<M, T> {
 
 #[cfg(test)]
 #[path = "tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -10,19 +10,19 @@ const SIZE: u16 = 8;
 const START: u16 = 65_530;
 
 #[repr(align(64))]
-struct Line([AtomicU32; 16]);
+pub struct Line([AtomicU32; 16]);
 
 /// Ring memory on the heap that the test keeps a handle of.
 #[derive(Clone)]
-struct Heap(Arc<[Line]>);
+pub struct Heap(Arc<[Line]>);
 
 impl Heap {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let n_lines = SplitRing::<Heap, ()>::memory_bytes(SIZE).div_ceil(64);
         Heap((0..n_lines).map(|_| Line(Default::default())).collect())
     }
 
-    fn word(&self, offset: usize) -> &AtomicU32 {
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
         &self.0[offset / 64].0[offset % 64 / 4]
     }
 
@@ -30,7 +30,7 @@ impl Heap {
         (self.word(offset & !3).load(Ordering::Relaxed) >> (8 * (offset & 2))) as u16
     }
 
-    fn write16(&self, offset: usize, value: u16) {
+    pub fn write16(&self, offset: usize, value: u16) {
         let (word, shift) = (self.word(offset & !3), 8 * (offset & 2));
         let rest = word.load(Ordering::Relaxed) & !(0xffff << shift);
         word.store(rest | u32::from(value) << shift, Ordering::Relaxed);
