@@ -45,6 +45,10 @@ pub enum Command {
     Plug(Plug),
     /// Undo the wiring of a VM, on a node that runs without etcd
     Unplug(Unplug),
+    /// Give a VM a place on a host, through etcd, as neutron does
+    Bind(Bind),
+    /// Take it back
+    Unbind(Unbind),
     /// Write, show or remove a host's keys in etcd
     #[command(subcommand)]
     Config(Config),
@@ -182,6 +186,60 @@ pub struct Unplug {
     /// The node.
     #[command(flatten)]
     pub node: NodeAddress,
+}
+
+const BIND_EXAMPLES: &str = "\
+Examples:
+  spp bind web1 --etcd http://10.0.0.1:2379 --host compute1 --phys phys1 --mac fa:16:3e:00:00:01
+  spp bind db1 --etcd http://10.0.0.1:2379 --host compute1 --phys phys1 --mac fa:16:3e:00:00:02 --vlan 100 --json
+
+Takes a free vhost of the host and waits until its agent has wired it. The VM then listens on the socket that is
+printed. When the agent does not answer in time, or on SIGINT, everything is taken back.";
+
+/// `spp bind`
+#[derive(Debug, Args)]
+#[command(after_help = BIND_EXAMPLES)]
+pub struct Bind {
+    /// A name for the port that no other port of the host has
+    #[arg(value_name = "PORT-ID", value_parser = Name::new)]
+    pub port: Name,
+    /// Whose keys.
+    #[command(flatten)]
+    pub keys: HostKeys,
+    /// Physical network: one of the host's NICs has it
+    #[arg(long, value_name = "NAME", value_parser = Name::new)]
+    pub phys: Name,
+    /// The VM's MAC address
+    #[arg(long, value_name = "MAC", value_parser = unicast_mac)]
+    pub mac: MacAddr,
+    /// VLAN id of its network; without it the network is flat
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub vlan: Option<u16>,
+    /// How long to wait for the host's agent, in seconds
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub wait_s: u64,
+    /// The host's directory of vhost-user sockets, for the path that is printed
+    #[arg(long, value_name = "DIR", default_value = "/tmp")]
+    pub vhost_dir: PathBuf,
+}
+
+const UNBIND_EXAMPLES: &str = "\
+Examples:
+  spp unbind web1 --etcd http://10.0.0.1:2379 --host compute1";
+
+/// `spp unbind`
+#[derive(Debug, Args)]
+#[command(after_help = UNBIND_EXAMPLES)]
+pub struct Unbind {
+    /// The port's name
+    #[arg(value_name = "PORT-ID", value_parser = Name::new)]
+    pub port: Name,
+    /// Whose keys.
+    #[command(flatten)]
+    pub keys: HostKeys,
+    /// How long to wait for the host's agent, in seconds
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub wait_s: u64,
 }
 
 /// `spp config`

@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod bind;
 mod cli;
 mod client;
 mod config_cmd;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Bind(args) => bind::bind(&args),
+        Command::Unbind(args) => bind::unbind(&args),
         Command::Config(command) => config_cmd::run(&command),
         Command::Nic(command) => nic::run(&command),
         Command::Cores(args) => cores_cmd::run(&args),

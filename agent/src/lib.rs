@@ -3,10 +3,12 @@
 //! The control node (neutron's SPP mechanism driver) writes what it wants of this host into etcd;
 //! [`run`] reads it, plugs and unplugs a [`DataPlane`], and answers. [`reconcile`] decides and
 //! [`machine`] goes about it, both sans-IO; [`agent`] carries out; [`keys`] has every key; [`link`] and [`connect`] talk to etcd;
-//! [`configuration`] serves `spp run` before there is a node, and `spp config`.
+//! [`configuration`] serves `spp run` before there is a node, and `spp config`; [`mod@bind`] is the control
+//! node's side for fleets without one.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bind;
 pub mod configuration;
 pub mod connect;
 pub mod dataplane;
@@ -31,6 +33,7 @@ pub mod txn;
 pub mod view;
 
 pub use agent::{AgentConfig, run};
+pub use bind::{BindError, BindRequest, bind, unbind};
 pub use configuration::{
     ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show,
     wait_for_configuration,
