@@ -281,6 +281,7 @@ const PUT_EXAMPLES: &str = "\
 Examples:
   spp config put --etcd http://10.0.0.1:2379 --host compute1 '00:04.0#phys1#2#0xfe'
   spp config put --etcd http://10.0.0.1:2379 --host compute1 '00:04.0#phys1#2#0xfe,00:05.0#phys2#2#0xfc02' --list-form
+  spp config put --etcd http://10.0.0.1:2379 --host compute1 '00:04.0#phys1#2#0xfe' --mirrors 8,9
 
 MAPPINGS: PCI address # physical network # number of vhosts # core mask, for each NIC, separated by commas.";
 
@@ -295,9 +296,12 @@ pub struct ConfigPut {
     #[arg(value_name = "MAPPINGS")]
     pub mappings: String,
     /// Write the list of the architecture document, not the later form with components
-    #[arg(long)]
+    #[arg(long, conflicts_with = "mirrors")]
     pub list_form: bool,
-    /// Take vhosts away from ports that use them
+    /// A mirror on each of these cores, for taps (TaaS); cores of NICs may be given, at the price of speed
+    #[arg(long, value_name = "CORE[,CORE...]", value_delimiter = ',')]
+    pub mirrors: Vec<usize>,
+    /// Take vhosts and mirrors away from ports and taps that use them
     #[arg(long)]
     pub force: bool,
 }

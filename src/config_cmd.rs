@@ -1,8 +1,9 @@
 //! `spp config put|show|destroy`: a host's keys in etcd.
 
 use serde_json::json;
-use spp_agent::{ConfigError, SlotId, config_destroy, config_put, config_show};
-use spp_pipeline::config::{Form, NodeConfig};
+use spp_agent::{ConfigError, Key, SlotId, config_destroy, config_put, config_show};
+use spp_pipeline::config::{Form, MirrorConfig, NodeConfig};
+use spp_pipeline::names::PortName;
 
 use crate::cli::{Config, ConfigDestroy, ConfigPut, ConfigShow};
 use crate::fail::{Exit, Failure, chain};
@@ -21,11 +22,15 @@ pub fn run(command: &Config) -> Result<(), Failure> {
 
 async fn put(args: &ConfigPut) -> Result<(), Failure> {
     let bad = |error: &dyn std::error::Error| Failure::bad_config(chain(error));
-    let config = NodeConfig::from_mappings(&args.mappings).map_err(|e| bad(&e))?;
+    let mut config = NodeConfig::from_mappings(&args.mappings).map_err(|e| bad(&e))?;
+    config.mirrors = mirrors(&args.mirrors, config.n_rings());
     let form = if args.list_form { Form::List } else { Form::Dict };
     let json = config.to_json(form).map_err(|e| bad(&e))?;
-    let slots = glue::layout(&config)?.into_iter().map(|(vhost, physnet)| SlotId { physnet, vhost });
-    let slots: Vec<SlotId> = slots.collect();
+    let config = NodeConfig::parse(json.as_bytes()).map_err(|e| bad(&e))?;
+    let vhosts = glue::layout(&config)?.into_iter().map(|(vhost, physnet)| SlotId { physnet, vhost });
+    let mut slots: Vec<Key> = vhosts.map(Key::Vhost).collect();
+    let n_vhosts = slots.len();
+    slots.extend((0..config.mirrors.len() as u32).map(Key::Mirror));
     let keys = &args.keys;
     let report =
         config_put(&keys.endpoints()?, &keys.host, &json, &slots, args.force).await.map_err(failure)?;
@@ -33,18 +38,19 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
     for warning in &warnings {
         output::complain(&format!("warning: {warning}"));
     }
-    let ids = |slots: &[SlotId]| slots.iter().map(|slot| slot.vhost).collect::<Vec<_>>();
-    let (freed, kept, removed) = (ids(&report.freed), ids(&report.kept), ids(&report.removed));
+    let (freed, kept, removed) =
+        (vhosts_of(&report.freed), vhosts_of(&report.kept), vhosts_of(&report.removed));
     if keys.json {
         return output::json(&json!({
             "host": keys.host.as_str(), "configuration": json, "vhosts_free": freed,
-            "vhosts_in_use": kept, "vhosts_removed": removed, "warnings": warnings,
+            "vhosts_in_use": kept, "vhosts_removed": removed, "mirrors": config.mirrors.len(), "warnings": warnings,
         }));
     }
     output::line(&format!(
-        "configuration of {} written: {}",
+        "configuration of {} written: {}, {}",
         keys.host.as_str(),
-        counted(slots.len(), "vhost")
+        counted(n_vhosts, "vhost"),
+        counted(config.mirrors.len(), "mirror")
     ))?;
     let groups = [("now free", &freed), ("left to the ports that use them", &kept), ("removed", &removed)];
     for (what, ids) in groups.iter().filter(|(_, ids)| !ids.is_empty()) {
@@ -52,6 +58,24 @@ async fn put(args: &ConfigPut) -> Result<(), Failure> {
         output::line(&format!("  {what}: {}", ids.join(", ")))?;
     }
     Ok(())
+}
+
+/// A mirror on each of these cores, with the two rings after those there are.
+fn mirrors(cores: &[usize], n_rings: u32) -> Vec<MirrorConfig> {
+    let rings = (n_rings..).step_by(2);
+    let mirror = |(&core, ring): (&usize, u32)| MirrorConfig {
+        core,
+        ports: [PortName::Ring(ring), PortName::Ring(ring + 1)],
+    };
+    cores.iter().zip(rings).map(mirror).collect()
+}
+
+fn vhosts_of(slots: &[Key]) -> Vec<u32> {
+    let vhost = |slot: &Key| match slot {
+        Key::Vhost(slot) => Some(slot.vhost),
+        _ => None,
+    };
+    slots.iter().filter_map(vhost).collect()
 }
 
 async fn show(args: &ConfigShow) -> Result<(), Failure> {

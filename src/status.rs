@@ -212,6 +212,13 @@ fn agent_text(agent: &Value) -> String {
         }));
         lines.push(output::columns(&rows));
     }
+    let taps = agent["taps"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !taps.is_empty() {
+        let mut rows = vec![["tap flow", "of port", "to port", "state", "why"].map(str::to_owned).to_vec()];
+        let keys = ["tap", "source_port", "service_port", "state", "why"];
+        rows.extend(taps.iter().map(|tap| keys.map(|key| text(&tap[key])).to_vec()));
+        lines.push(output::columns(&rows));
+    }
     lines.join("\n")
 }
 

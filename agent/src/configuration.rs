@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::connect::{Dialer, Endpoints};
-use crate::keys::{FREE, Family, Key, Name, SlotId, SlotValue};
+use crate::keys::{FREE, Family, Key, Name, SlotValue};
 use crate::link::{Link, Lost, Outcome};
 use crate::schedule::Backoff;
 use crate::txn::{Guard, KeyOp, KeyTxn};
@@ -86,39 +86,42 @@ pub enum ConfigError {
     /// The value is not JSON.
     #[error("the configuration is not JSON: {0}")]
     NotJson(#[from] serde_json::Error),
-    /// The new configuration has no such vhosts, and ports use them.
-    #[error("in use and not in the new configuration: {}; unplug these ports first, or use --force", list(.0))]
-    InUse(Vec<(SlotId, String)>),
+    /// The new configuration has no such vhosts or mirrors, and ports or taps use them.
+    #[error("in use and not in the new configuration: {}; unplug these first, or use --force", list(.0))]
+    InUse(Vec<(Key, String)>),
     /// Somebody else wrote the same keys meanwhile.
     #[error("the keys of this host changed meanwhile: try again")]
     Changed,
 }
 
-fn list(slots: &[(SlotId, String)]) -> String {
-    let one =
-        |(slot, value): &(SlotId, String)| format!("vhost {} of {} by {value}", slot.vhost, slot.physnet);
+fn list(slots: &[(Key, String)]) -> String {
+    let one = |(slot, value): &(Key, String)| match slot {
+        Key::Vhost(slot) => format!("vhost {} of {} by {value}", slot.vhost, slot.physnet),
+        Key::Mirror(mirror) => format!("mirror {mirror} by {value}"),
+        _ => unreachable!("slots are vhosts and mirrors"),
+    };
     slots.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// What [`config_put`] did to the vhost keys.
+/// What [`config_put`] did to the vhost and mirror keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PutReport {
     /// Written as `None`.
-    pub freed: Vec<SlotId>,
+    pub freed: Vec<Key>,
     /// In use, left alone.
-    pub kept: Vec<SlotId>,
+    pub kept: Vec<Key>,
     /// Not in the new configuration, removed.
-    pub removed: Vec<SlotId>,
+    pub removed: Vec<Key>,
 }
 
-/// Writes the configuration of `host`, and a vhost key for each of `slots`: `None`, unless a port has
-/// it, which only `force` takes away. Vhost keys that are not among `slots` are removed, or the driver
+/// Writes the configuration of `host`, and each of `slots` (vhost and mirror keys): `None`, unless a port
+/// or tap has it, which only `force` takes away. Slots that are not among them are removed, or a driver
 /// would hand them out; one in use is an error without `force`. The configuration is written last.
 pub async fn config_put(
     endpoints: &Endpoints,
     host: &Name,
     json: &str,
-    slots: &[SlotId],
+    slots: &[Key],
     force: bool,
 ) -> Result<PutReport, ConfigError> {
     serde_json::from_str::<serde::de::IgnoredAny>(json)?;
@@ -139,26 +142,29 @@ pub async fn config_put(
 
 type Step = (Option<Guard>, KeyOp);
 
-fn plan_put(listing: &Listing, slots: &[SlotId], force: bool) -> Result<(Vec<Step>, PutReport), ConfigError> {
+fn plan_put(listing: &Listing, slots: &[Key], force: bool) -> Result<(Vec<Step>, PutReport), ConfigError> {
     let mut report = PutReport::default();
     let mut steps: Vec<Step> = Vec::new();
     let mut in_use = Vec::new();
     for kv in &listing.keys {
-        let Key::Vhost(slot) = &kv.key else { continue };
+        let slot = &kv.key;
+        if !matches!(slot, Key::Vhost(_) | Key::Mirror(_)) {
+            continue;
+        }
         let free = SlotValue::parse(&kv.value) == SlotValue::Free;
-        let unchanged = Some(Guard::Unchanged(kv.key.clone(), kv.mod_revision));
+        let unchanged = Some(Guard::Unchanged(slot.clone(), kv.mod_revision));
         match (slots.contains(slot), free) {
             (true, true) => {}
             (true, false) if !force => report.kept.push(slot.clone()),
             (true, false) => {
-                steps.push((unchanged, KeyOp::Put(kv.key.clone(), FREE.into())));
+                steps.push((unchanged, KeyOp::Put(slot.clone(), FREE.into())));
                 report.freed.push(slot.clone());
             }
             (false, false) if !force => {
                 in_use.push((slot.clone(), String::from_utf8_lossy(&kv.value).chars().take(64).collect()));
             }
             (false, _) => {
-                steps.push((unchanged, KeyOp::Delete(kv.key.clone())));
+                steps.push((unchanged, KeyOp::Delete(slot.clone())));
                 report.removed.push(slot.clone());
             }
         }
@@ -167,9 +173,8 @@ fn plan_put(listing: &Listing, slots: &[SlotId], force: bool) -> Result<(Vec<Ste
         return Err(ConfigError::InUse(in_use));
     }
     for slot in slots {
-        let key = Key::Vhost(slot.clone());
-        if !listing.keys.iter().any(|kv| kv.key == key) {
-            steps.push((Some(Guard::Absent(key.clone())), KeyOp::Put(key, FREE.into())));
+        if !listing.keys.iter().any(|kv| kv.key == *slot) {
+            steps.push((Some(Guard::Absent(slot.clone())), KeyOp::Put(slot.clone(), FREE.into())));
             report.freed.push(slot.clone());
         }
     }
@@ -232,10 +237,11 @@ async fn reach(endpoints: &Endpoints, host: &Name) -> Result<(Link, Listing), Co
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Store, name, slot};
+    use crate::testing::{N_MIRRORS, Store, name, slot};
 
-    fn slots() -> Vec<SlotId> {
-        (0..4).map(slot).collect()
+    fn slots() -> Vec<Key> {
+        let vhosts = (0..4).map(|vhost| Key::Vhost(slot(vhost)));
+        vhosts.chain((0..N_MIRRORS).map(Key::Mirror)).collect()
     }
 
     #[test]
@@ -243,7 +249,7 @@ mod tests {
         let listing = Listing { keys: vec![], revision: 1, cluster_id: 1, n_odd_keys: 0 };
         let (steps, report) = plan_put(&listing, &slots(), false).unwrap();
         assert_eq!(report.freed, slots());
-        assert_eq!(steps.len(), 4);
+        assert_eq!(steps.len(), 6);
         assert!(steps.iter().all(|(guard, op)| {
             matches!(guard, Some(Guard::Absent(_))) && matches!(op, KeyOp::Put(_, value) if value == FREE)
         }));
@@ -254,20 +260,21 @@ mod tests {
         let mut store = Store::new();
         assert!(store.take(&name("a"), 1));
         let (steps, report) = plan_put(&store.listing(), &slots(), false).unwrap();
-        assert_eq!((steps.len(), report.kept), (0, vec![slot(1)]));
+        assert_eq!((steps.len(), report.kept), (0, vec![Key::Vhost(slot(1))]));
         let (steps, report) = plan_put(&store.listing(), &slots(), true).unwrap();
-        assert_eq!((steps.len(), report.freed), (1, vec![slot(1)]));
+        assert_eq!((steps.len(), report.freed), (1, vec![Key::Vhost(slot(1))]));
     }
 
     #[test]
     fn put_removes_slots_it_does_not_have_but_none_in_use_unless_forced() {
         let mut store = Store::new();
         let fewer = &slots()[..3];
+        let gone = [Key::Vhost(slot(3)), Key::Mirror(0), Key::Mirror(1)];
         let (_, report) = plan_put(&store.listing(), fewer, false).unwrap();
-        assert_eq!(report.removed, [slot(3)]);
-        assert!(store.take(&name("a"), 3));
+        assert_eq!(report.removed, gone);
+        assert!(store.take(&name("a"), 3) && store.take_mirror(&name("t"), 1));
         let error = plan_put(&store.listing(), fewer, false).unwrap_err();
-        assert!(error.to_string().contains("vhost 3 of phys2 by a"), "{error}");
-        assert_eq!(plan_put(&store.listing(), fewer, true).unwrap().1.removed, [slot(3)]);
+        assert!(error.to_string().contains("vhost 3 of phys2 by a, mirror 1 by t"), "{error}");
+        assert_eq!(plan_put(&store.listing(), fewer, true).unwrap().1.removed, gone);
     }
 }

@@ -41,7 +41,7 @@ pub use configuration::{
 pub use connect::{EndpointError, Endpoints};
 pub use dataplane::{DataPlane, DataPlaneError, Layout, Place, Plug, Tap, TapDirection, Wiring};
 pub use heartbeat::HeartbeatConfig;
-pub use keys::{Name, Root, SlotId, Subject};
+pub use keys::{Key, Name, Root, SlotId, Subject};
 pub use node_key::NodeKey;
 pub use resolve::NameFiles;
 pub use secret::{Secret, SecretError};

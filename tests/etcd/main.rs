@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchOptions};
-use spp_agent::{ConfigError, Name, PortState, SlotId};
+use spp_agent::{ConfigError, Key, Name, PortState, SlotId};
 use support::driver::{Driver, dump, values};
 use support::node::{Agent, Moment, Node, config, configuration, put_config};
 use support::proxy::Proxy;
@@ -34,8 +34,8 @@ async fn lab(test: &str) -> Option<(Etcd, Driver)> {
     Some((etcd, driver))
 }
 
-fn slot(physnet: &str, vhost: u32) -> SlotId {
-    SlotId { physnet: Name::new(physnet).unwrap(), vhost }
+fn slot(physnet: &str, vhost: u32) -> Key {
+    Key::Vhost(SlotId { physnet: Name::new(physnet).unwrap(), vhost })
 }
 
 /// The document's first example, "just after construction".

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use spp_agent::{
-    AgentConfig, Configuration, DataPlane, DataPlaneError, Endpoints, Layout, Name, Plug, StatusCell,
+    AgentConfig, Configuration, DataPlane, DataPlaneError, Endpoints, Key, Layout, Name, Plug, StatusCell,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -158,7 +158,7 @@ pub async fn put_config(endpoints: &str, host: &str, json: &str) {
     let slots: Vec<_> = Node::default()
         .layout()
         .into_iter()
-        .map(|(vhost, physnet)| spp_agent::SlotId { physnet, vhost })
+        .map(|(vhost, physnet)| Key::Vhost(spp_agent::SlotId { physnet, vhost }))
         .collect();
     let endpoints: Endpoints = endpoints.parse().unwrap();
     let host = Name::new(host).unwrap();
