@@ -113,7 +113,7 @@ async fn unbind_without_an_agent_is_done_when_it_is_back() {
 async fn binds_at_the_same_time_get_a_vhost_each() {
     let test = "binds_at_the_same_time_get_a_vhost_each";
     let Some(etcd) = Etcd::start(test).await else { return };
-    let host = Host::started(&etcd, "spp4", "null:#phys1#4#0x7fe").await;
+    let host = Host::started(&etcd, "spp4", "null:#phys1#4#0xffe").await;
     let bind = |n: usize| {
         let mut command = host.bind(&[&format!("p{n}"), "--phys", "phys1", "--mac", &mac(n), "--json"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

@@ -41,7 +41,16 @@ impl Host {
     /// Starts the node and waits until its agent watches.
     pub async fn run(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spp"));
-        command.args(["run", "--etcd", &self.url, "--host", self.name, "--fold-cores", "--log-level", "info"]);
+        command.args([
+            "run",
+            "--etcd",
+            &self.url,
+            "--host",
+            self.name,
+            "--fold-cores",
+            "--log-level",
+            "info",
+        ]);
         command.arg("--vhost-dir").arg(self.dir.path()).args(["--api", &self.api()]);
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         self.process = Some(command.stderr(log).stdout(Stdio::null()).spawn().expect("spp starts"));
@@ -99,7 +108,8 @@ impl Host {
         let own = format!("/{}/", self.name);
         let keys = values(&mut client, "/spp/openstack/").await;
         let keys = keys.into_iter().filter(|(key, _)| key.contains(&own));
-        keys.map(|(key, value)| (key.trim_start_matches("/spp/openstack/").replace(&own, "/"), value)).collect()
+        keys.map(|(key, value)| (key.trim_start_matches("/spp/openstack/").replace(&own, "/"), value))
+            .collect()
     }
 
     /// Until the keys are those of an unused host.

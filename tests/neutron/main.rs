@@ -12,6 +12,7 @@ mod mechanism;
 #[path = "../etcd/support/mod.rs"]
 #[allow(dead_code)]
 mod support;
+mod taas;
 
 /// MAC address of the `n`th guest.
 fn mac(n: usize) -> String {
