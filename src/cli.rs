@@ -41,6 +41,9 @@ pub enum Command {
     Run(Run),
     /// Show what the running node is doing
     Status(Status),
+    /// Show what the agent does about etcd, or start it anew
+    #[command(subcommand)]
+    Agent(Agent),
     /// Wire a VM to its network, on a node that runs without etcd
     Plug(Plug),
     /// Undo the wiring of a VM, on a node that runs without etcd
@@ -138,6 +141,50 @@ pub struct Status {
     /// Print the node's status object
     #[arg(long)]
     pub json: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeAddress,
+}
+
+/// `spp agent`
+#[derive(Debug, Subcommand)]
+pub enum Agent {
+    /// Show what etcd wants, what runs, and what differs and why
+    Status(AgentStatus),
+    /// Start the agent anew, from etcd and from what is wired; traffic goes on
+    Restart(AgentRestart),
+}
+
+const AGENT_STATUS_EXAMPLES: &str = "\
+Examples:
+  spp agent status
+  spp agent status --json | jq '.ports[] | select(.wanted != .live)'
+  spp agent status > /dev/null || echo 'not as etcd wants it'
+
+Exit codes: 0 all is as etcd wants it, 1 something differs or there is no connection to etcd, 3 no node at that --api, \
+4 the node has no agent.";
+
+/// `spp agent status`
+#[derive(Debug, Args)]
+#[command(after_help = AGENT_STATUS_EXAMPLES)]
+pub struct AgentStatus {
+    /// Print the agent's status object
+    #[arg(long)]
+    pub json: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeAddress,
+}
+
+const AGENT_RESTART_EXAMPLES: &str = "\
+Examples:
+  spp agent restart
+  spp agent restart --api tcp:127.0.0.1:7777";
+
+/// `spp agent restart`
+#[derive(Debug, Args)]
+#[command(after_help = AGENT_RESTART_EXAMPLES)]
+pub struct AgentRestart {
     /// The node.
     #[command(flatten)]
     pub node: NodeAddress,

@@ -34,6 +34,11 @@ impl<'a> Client<'a> {
         self.call(Method::GET, path, None)
     }
 
+    /// `POST path` without a body.
+    pub fn post(&self, path: &str) -> Result<Value, Failure> {
+        self.call(Method::POST, path, None)
+    }
+
     /// `PUT path` with a JSON body.
     pub fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.call(Method::PUT, path, Some(body))

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod agent_cmd;
 mod api;
 mod bind;
 mod cli;
@@ -49,6 +50,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Nic(command) => nic::run(&command),
         Command::Cores(args) => cores_cmd::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Agent(command) => agent_cmd::run(&command),
         Command::Status(args) => status::run(&args),
         Command::Plug(args) => plug::plug(&args),
         Command::Unplug(args) => plug::unplug(&args),

@@ -34,6 +34,8 @@ fn help_of_every_command_has_examples_and_exits_0() {
     let commands: &[&[&str]] = &[
         &["run"],
         &["status"],
+        &["agent", "status"],
+        &["agent", "restart"],
         &["plug"],
         &["unplug"],
         &["demo"],

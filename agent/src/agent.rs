@@ -1,8 +1,8 @@
 //! The agent's task: keeps a connection, keeps the view, carries plans out, for ever.
 //!
 //! One async task owns everything here. Nothing of what etcd does ends it: any failure is a lost
-//! connection, a pause of at most 2 s, and a new listing. It may be dropped at any point and started
-//! again; what it was about to do follows from the keys and the node.
+//! connection, a pause of at most 3 s, and a new listing. It may be dropped at any point and started
+//! again; what it was about to do follows from the keys and the node. [`run`] does that when it fails.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -20,6 +20,7 @@ use crate::keys::{HostKeys, Name};
 use crate::link::{Link, Lost, Watch};
 use crate::machine::{Answer, Command, Machine};
 use crate::reconcile::{Action, Reconciler, Timing};
+use crate::schedule::Backoff;
 use crate::status::StatusCell;
 
 /// What the agent is to serve.
@@ -45,6 +46,15 @@ impl AgentConfig {
     }
 }
 
+/// Panics in a row after which what the agent knows is thrown away with it.
+const PANICS_MAX: u32 = 3;
+
+/// First and longest pause before the agent is started again.
+const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// An agent that worked this long was a good one: the next restart comes soon.
+const GOOD_LIFE: Duration = Duration::from_secs(60);
+
 /// Serves plug and unplug until `shutdown` resolves; then returns at once, whatever it was doing.
 pub async fn run(
     config: AgentConfig,
@@ -52,19 +62,70 @@ pub async fn run(
     status: StatusCell,
     shutdown: impl Future<Output = ()>,
 ) {
+    // One for all lives: a call that a dead agent has made still has its turn before the next one's first.
+    let node = Caller::new(dataplane, config.node_deadline);
+    let life = || serve(config.clone(), node.clone(), status.clone());
     tokio::select! {
         biased;
         () = shutdown => tracing::info!("agent stops"),
-        never = serve(config, dataplane, status) => match never {},
+        never = supervise(life, &status, RESTART) => match never {},
     }
 }
 
-async fn serve(
-    config: AgentConfig,
-    dataplane: Arc<dyn DataPlane>,
-    status: StatusCell,
+/// Why an agent ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// Somebody asked for it.
+    Asked,
+    /// It can't go on like this.
+    Fatal(String),
+}
+
+/// One agent after the other, for ever. Whatever ends one costs no wiring: the next one finds out what
+/// is wired and what is wanted, and repairs the differences.
+async fn supervise<L: Future<Output = End>>(
+    life: impl Fn() -> L,
+    status: &StatusCell,
+    (first, longest): (Duration, Duration),
 ) -> std::convert::Infallible {
-    let node = Caller::new(dataplane, config.node_deadline);
+    let mut pauses = Backoff::new(first, longest);
+    loop {
+        let began = Instant::now();
+        let end = tokio::select! {
+            () = status.restart_asked() => End::Asked,
+            end = unless_it_panics(async { Ok(life().await) }) => {
+                end.unwrap_or_else(|lost| End::Fatal(lost.to_string()))
+            }
+        };
+        let (why, pause) = match end {
+            End::Asked => {
+                tracing::info!("the agent starts anew, as asked");
+                ("asked to".to_string(), Duration::ZERO)
+            }
+            End::Fatal(why) => {
+                if began.elapsed() >= GOOD_LIFE {
+                    pauses.reset();
+                }
+                let pause = pauses.pause();
+                tracing::error!(
+                    why,
+                    pause_ms = pause.as_millis() as u64,
+                    "the agent failed and is started anew"
+                );
+                (why, pause)
+            }
+        };
+        status.update(|status| {
+            status.etcd.connected = false;
+            status.n_restarts += 1;
+            status.last_restart = Some(why);
+        });
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// One life of an agent.
+async fn serve(config: AgentConfig, node: Caller, status: StatusCell) -> End {
     let started = Instant::now();
     let (layout, n_mirrors) = loop {
         match node.layout().await {
@@ -79,11 +140,17 @@ async fn serve(
     let machine = Machine::new(keys.clone(), reconciler, config.started_with, status, seed);
     let dialer = Dialer::new(config.endpoints);
     let mut agent = Agent { machine, dialer, keys, node, started };
+    let mut n_panics = 0;
     loop {
         let lost = match unless_it_panics(agent.session()).await {
             Ok(never) => match never {},
             Err(lost) => lost,
         };
+        match &lost {
+            Lost::Panicked(why) if n_panics + 1 == PANICS_MAX => return End::Fatal(why.clone()),
+            Lost::Panicked(_) => n_panics += 1,
+            _ => n_panics = 0,
+        }
         agent.lost(&lost);
     }
 }
@@ -208,5 +275,37 @@ mod tests {
         };
         let lost = unless_it_panics(session).await.unwrap_err();
         assert_eq!(lost.to_string(), "the session panicked: unknown event 7");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_panics_or_gives_up_is_started_again_and_counted() {
+        let status = StatusCell::default();
+        let n_lives = std::cell::Cell::new(0);
+        let life = || async {
+            n_lives.set(n_lives.get() + 1);
+            match n_lives.get() {
+                1 => panic!("life {}", 1),
+                2 => End::Fatal("no way".into()),
+                _ => std::future::pending().await,
+            }
+        };
+        let pauses = (Duration::from_millis(1), Duration::from_millis(2));
+        let until_asked = async {
+            while n_lives.get() < 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(status.get().n_restarts, 2);
+            assert_eq!(status.get().last_restart.as_deref(), Some("no way"));
+            status.ask_restart();
+            while n_lives.get() < 4 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            never = supervise(life, &status, pauses) => match never {},
+            done = tokio::time::timeout(Duration::from_secs(20), until_asked) => done.expect("it is restarted"),
+        }
+        assert_eq!(status.get().n_restarts, 3);
+        assert_eq!(status.get().last_restart.as_deref(), Some("asked to"));
     }
 }

@@ -43,6 +43,7 @@ impl Journal {
 
     pub fn dialled(&mut self, endpoint: String) {
         self.endpoint = endpoint;
+        self.status.update(|status| status.etcd.n_dials += 1);
     }
 
     pub fn connected(&mut self, revision: i64) {
@@ -68,6 +69,7 @@ impl Journal {
             status.etcd.connected = false;
             status.etcd.endpoint = endpoint;
             status.etcd.last_error = Some(reason);
+            status.etcd.remedy = lost.remedy();
         });
     }
 

@@ -83,6 +83,21 @@ impl Lost {
     pub fn member_fails(&self) -> bool {
         !matches!(self, Lost::WentBack { .. } | Lost::Compacted(_))
     }
+
+    /// What an operator can do about it, where the text does not say so itself. All of these are tried
+    /// again without anybody's doing.
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            _ if self.has_remedy() => return None,
+            Lost::Dial(_) => "check the name and port given with --etcd",
+            Lost::Request(..) => "check that etcd runs there, answers, and has a leader",
+            Lost::Deadline(..) => "check that the member and the network to it are not stuck",
+            Lost::Compacted(_) | Lost::WatchEnded(_) => "nothing: all keys are listed again",
+            Lost::WentBack { .. } => "bind those ports again whose keys the restored etcd does not have",
+            Lost::Panicked(_) => "report it, with the log",
+            Lost::Nonsense(_) => "check that there is etcd 3 at that address, and nothing else",
+        })
+    }
 }
 
 /// How a transaction went.

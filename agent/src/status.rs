@@ -75,8 +75,12 @@ pub struct EtcdStatus {
     pub n_connects: u64,
     /// Keys of this host that were ignored for their names, in the last listing.
     pub n_odd_keys: u64,
+    /// Times a member was dialled, in vain or not.
+    pub n_dials: u64,
     /// Why the connection was lost, or could not be built up, most recently.
     pub last_error: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<&'static str>,
 }
 
 /// The key that shows that this node is alive.
@@ -129,20 +133,63 @@ pub struct AgentStatus {
     pub configuration_changed: bool,
     /// The node itself did not answer, most recently.
     pub node_error: Option<String>,
+    /// Times the agent was started again, the node running on.
+    pub n_restarts: u64,
+    /// Why, most recently.
+    pub last_restart: Option<String>,
     /// All ports with keys or wiring, in order of their ids.
     pub ports: Vec<PortReport>,
     /// All tap flows with keys or wiring, in order of their ids.
     pub taps: Vec<TapReport>,
 }
 
-/// Shared handle on the agent's status.
+impl PortReport {
+    /// Is it wired as etcd wants it, and told so if somebody asked?
+    pub fn in_order(&self) -> bool {
+        self.wanted == self.live && matches!(self.state, PortState::Up | PortState::Wired)
+    }
+}
+
+impl TapReport {
+    /// Is it copied as etcd wants it, and told so if somebody asked?
+    pub fn in_order(&self) -> bool {
+        matches!(self.state, PortState::Up | PortState::Wired)
+    }
+}
+
+impl AgentStatus {
+    /// Is it connected, and everything as etcd wants it?
+    pub fn in_order(&self) -> bool {
+        let ports = self.ports.iter().all(PortReport::in_order);
+        let taps = self.taps.iter().all(TapReport::in_order);
+        self.etcd.connected && self.node_error.is_none() && !self.configuration_changed && ports && taps
+    }
+}
+
+/// Shared handle on the agent: its status, and the wish that it starts anew.
 #[derive(Debug, Clone, Default)]
-pub struct StatusCell(Arc<Mutex<AgentStatus>>);
+pub struct StatusCell(Arc<Mutex<AgentStatus>>, Arc<tokio::sync::Notify>);
 
 impl StatusCell {
+    /// Asks the agent to forget everything and start anew, from etcd and from what is wired. Nothing
+    /// changes for the node.
+    pub fn ask_restart(&self) {
+        self.1.notify_one();
+    }
+
+    /// Resolves when that was asked for.
+    pub(crate) async fn restart_asked(&self) {
+        self.1.notified().await;
+    }
+
     /// A copy of the present status.
     pub fn get(&self) -> AgentStatus {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the present status without copying it. `look` must be short: the agent waits for it.
+    pub fn read<T>(&self, look: impl FnOnce(&AgentStatus) -> T) -> T {
+        look(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut AgentStatus)) {

@@ -83,6 +83,8 @@ impl Api {
             .route("/v1/{kind}/{id}", any(vf::no_such_process))
             .route("/v1/{kind}/{id}/{*rest}", any(vf::no_such_process))
             .route("/v1/node", get(node::status))
+            .route("/v1/node/agent", get(node::agent))
+            .route("/v1/node/agent/restart", post(node::restart_agent))
             .route("/v1/node/plugs", get(node::plugs))
             .route("/v1/node/plugs/{vhost}", put(node::plug).delete(node::unplug))
             .fallback(unknown)

@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use spp_agent::{AgentStatus, StatusCell};
 use spp_drivers::MacAddr;
 use spp_pipeline::node::NodeError;
 use spp_pipeline::status::NodeStatus;
@@ -32,6 +33,32 @@ pub async fn status(State(api): State<Api>) -> ApiResult<Json<NodeReport>> {
     let agent =
         agent.transpose().map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     Ok(Json(NodeReport { node, agent }))
+}
+
+/// Answer of `GET /v1/node/agent`: there while the node still waits for its configuration, too.
+#[derive(Debug, Serialize)]
+pub struct AgentReport {
+    /// Connected, and everything as etcd wants it.
+    in_order: bool,
+    #[serde(flatten)]
+    status: AgentStatus,
+}
+
+/// `GET /v1/node/agent`
+pub async fn agent(State(api): State<Api>) -> ApiResult<Json<AgentReport>> {
+    let status = agent_of(&api)?.get();
+    Ok(Json(AgentReport { in_order: status.in_order(), status }))
+}
+
+/// `POST /v1/node/agent/restart`: the agent forgets everything and starts anew; nothing changes for traffic.
+pub async fn restart_agent(State(api): State<Api>) -> ApiResult<StatusCode> {
+    agent_of(&api)?.ask_restart();
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn agent_of(api: &Api) -> ApiResult<&StatusCell> {
+    let none = || ApiError::new(StatusCode::NOT_FOUND, "This node has no agent: it runs without etcd.");
+    api.0.agent.as_ref().ok_or_else(none)
 }
 
 /// A plug in bodies and answers, spelt as in the `bind_port` key.

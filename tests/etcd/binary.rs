@@ -8,25 +8,25 @@ use serde_json::Value;
 use super::*;
 
 /// `spp run` for [`HOST`], killed when dropped.
-struct Spp<'a> {
+pub struct Spp<'a> {
     dir: &'a Path,
     process: Child,
 }
 
 impl<'a> Spp<'a> {
-    fn run(url: &str, dir: &'a Path) -> Spp<'a> {
+    pub fn run(url: &str, dir: &'a Path) -> Spp<'a> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spp"));
         command.args(["run", "--etcd", url, "--host", HOST, "--fold-cores", "--log-level", "error"]);
         command.arg("--vhost-dir").arg(dir).args(["--api", &api(dir)]);
         Spp { dir, process: command.stderr(Stdio::null()).spawn().expect("spp starts") }
     }
 
-    fn cli(&self, args: &[&str]) -> Output {
+    pub fn cli(&self, args: &[&str]) -> Output {
         spp(&[args, &["--api", &api(self.dir)]].concat())
     }
 
     /// What is plugged into a vhost, once the node is up.
-    fn plug_of(&self, vhost: usize) -> Option<Value> {
+    pub fn plug_of(&self, vhost: usize) -> Option<Value> {
         let output = self.cli(&["status", "--json"]);
         let status: Value =
             output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())?;
@@ -34,7 +34,7 @@ impl<'a> Spp<'a> {
     }
 
     /// SIGTERM; the exit code.
-    async fn stop(mut self) -> Option<i32> {
+    pub async fn stop(mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
         until("spp ends", || {
@@ -57,11 +57,11 @@ fn api(dir: &Path) -> String {
     format!("unix:{}", dir.join("api.sock").display())
 }
 
-fn spp(args: &[&str]) -> Output {
+pub fn spp(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_spp")).args(args).output().expect("spp runs")
 }
 
-fn put_mappings(url: &str, mappings: &str) -> Option<i32> {
+pub fn put_mappings(url: &str, mappings: &str) -> Option<i32> {
     spp(&["config", "put", "--etcd", url, "--host", HOST, mappings]).status.code()
 }
 

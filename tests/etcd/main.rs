@@ -4,9 +4,11 @@
 
 mod binary;
 mod configuration;
+mod crash;
 mod faults;
 mod keys;
 mod names;
+mod restart;
 mod secure;
 mod support;
 
