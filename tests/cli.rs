@@ -1,12 +1,26 @@
 //! The `spp` command as a shell sees it: exit codes, one-line errors, JSON beside every human output.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// Longest a one-shot command may take; one that runs on has taken a wrong command line for a right one.
+const DEADLINE: Duration = Duration::from_secs(60);
+
 fn spp(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_spp"));
-    command.args(args).env_remove("SPP_API").output().expect("spp starts")
+    command.args(args).env_remove("SPP_API").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("spp starts");
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().expect("it is our child").is_none() {
+        if Instant::now() >= deadline {
+            child.kill().expect("it is our child");
+            panic!("{args:?} did not end within {DEADLINE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("it has ended")
 }
 
 fn stdout(output: &Output) -> String {
@@ -64,7 +78,8 @@ fn wrong_command_lines_exit_2_with_one_line() {
         (&["nonsense"], "nonsense"),
         (&["run"], "--etcd"),
         (&["run", "--config", "f", "--etcd", "http://a", "--host", "h"], "--config"),
-        (&["run", "--etcd", "https://a:2379", "--host", "h"], "TLS"),
+        (&["run", "--etcd", "ftp://a:2379", "--host", "h"], "https://HOST:PORT"),
+        (&["run", "--etcd", "http://a:2379", "--etcd-ca", "/x", "--host", "h"], "write https://"),
         (&["run", "--config", "f", "--api", "0.0.0.0:7777"], "unix:/run/spp/api.sock"),
         (&["plug", "--vhost", "0"], "--mac <MAC>"),
         (&["plug", "--vhost", "0", "--mac", "01:00:5e:00:00:01"], "multicast"),
