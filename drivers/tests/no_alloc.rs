@@ -1,51 +1,10 @@
-// UNSAFETY: a global allocator is an unsafe trait.
 //! A counting allocator proves that bursts of the virtio-net driver take no memory from the heap.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use spp_counting::heap_calls;
 use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
 use spp_drivers::port::Device;
 use spp_drivers::virtio::{net, sim};
 use spp_drivers::{Burst, MacAddr};
-
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches thread-locals without destructors.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if WATCHED.get() {
-            ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        }
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        if WATCHED.get() {
-            ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        }
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Runs `work` and returns how often it went to the heap, to take or to give.
-fn heap_calls<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    ALLOCATIONS.set(0);
-    WATCHED.set(true);
-    let result = work();
-    WATCHED.set(false);
-    (result, ALLOCATIONS.get())
-}
 
 #[test]
 fn the_counter_counts() {

@@ -1,15 +1,15 @@
-// UNSAFETY: a counting allocator wraps the system's.
 //! A turn allocates and frees nothing, whatever it does; nor does putting a plan in force.
 //! Calls are counted per thread.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use spp_counting::{heap_calls, heap_calls_so_far};
 use spp_drivers::Burst;
 use spp_drivers::dma::PoolCache;
 use spp_drivers::offload::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, Offload};
@@ -17,45 +17,13 @@ use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::ring_port::packet_ring;
 use spp_drivers::stats::{QueueStats, SharedStats};
 use spp_pipeline::engine::Engine;
-
 use spp_pipeline::plan::*;
 use spp_pipeline::worker::{Worker, WorkerConfig};
 use support::*;
 
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: passes every call on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller keeps the contract of GlobalAlloc::alloc.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        CALLS.with(|calls| calls.set(calls.get() + 1));
-        // SAFETY: the caller keeps the contract of GlobalAlloc::dealloc.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Calls of the allocator on this thread while `work` ran.
-fn calls(work: impl FnOnce()) -> u64 {
-    let before = CALLS.with(Cell::get);
-    work();
-    CALLS.with(Cell::get) - before
-}
-
 #[test]
 fn the_counter_counts() {
-    assert_eq!(calls(|| drop(std::hint::black_box(Box::new(7)))), 2);
+    assert_eq!(heap_calls(|| drop(std::hint::black_box(Box::new(7)))), ((), 2));
 }
 
 #[test]
@@ -137,7 +105,7 @@ fn turns_of_all_components_allocate_nothing() {
         (0..100).for_each(|i| assert!(source.send(&mut cache, &frames[i % frames.len()])));
     }
     let mut out = Burst::new();
-    let n = calls(|| {
+    let ((), n) = heap_calls(|| {
         for round in 0..300 {
             engine.turn();
             engine.poll_control();
@@ -162,7 +130,7 @@ struct Probe {
 
 impl RxQueue for Probe {
     fn rx_burst(&mut self, _pool: &mut PoolCache, _out: &mut Burst) -> usize {
-        self.calls.store(CALLS.with(Cell::get), Ordering::Relaxed);
+        self.calls.store(heap_calls_so_far(), Ordering::Relaxed);
         0
     }
 
@@ -260,7 +228,7 @@ fn checksums_and_segments_in_software_allocate_nothing() {
         assert_eq!(tx.tx_burst(&mut cache, &mut burst), 1);
     }
     let mut burst = Burst::new();
-    let n = calls(|| {
+    let ((), n) = heap_calls(|| {
         for _ in 0..300 {
             engine.turn();
             sink.rx_burst(&mut cache, &mut burst);

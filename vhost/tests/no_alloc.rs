@@ -2,43 +2,11 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use spp_counting::heap_calls;
 use spp_drivers::Burst;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_vhost::{FromGuest, ToGuest};
 use support::*;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Allocator calls of this thread during `work`.
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
-    work();
-    ALLOCATIONS.with(Cell::get) - before
-}
 
 #[test]
 fn receiving_a_burst_allocates_nothing() {
@@ -55,7 +23,7 @@ fn receiving_a_burst_allocates_nothing() {
     }
     let mut burst = Burst::new();
     let Bench { half, cache, .. } = &mut bench;
-    let n = allocations(|| {
+    let ((), n) = heap_calls(|| {
         assert_eq!(half.rx_burst(cache, &mut burst), 32);
         burst.free_all(cache);
     });
@@ -75,7 +43,7 @@ fn sending_a_burst_allocates_nothing() {
         burst.push(packet(&mut bench.cache, if i % 2 == 0 { 60 } else { 4000 }, i as u8)).unwrap();
     }
     let Bench { half, cache, .. } = &mut bench;
-    let n = allocations(|| assert_eq!(half.tx_burst(cache, &mut burst), 32));
+    let ((), n) = heap_calls(|| assert_eq!(half.tx_burst(cache, &mut burst), 32));
     assert_eq!(n, 0);
     assert_eq!(bench.take_used().len(), 16 + 16 * 3);
 }
