@@ -1,0 +1,126 @@
+//! The two halves of a vhost port, against the built-in guest on a real socket.
+
+use std::time::Duration;
+
+use spp_drivers::Burst;
+use spp_drivers::dma::PoolCache;
+use spp_drivers::port::{RxQueue, TxQueue};
+use spp_vhost::guest::{Guest, GuestConfig};
+use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
+use tempfile::TempDir;
+
+use crate::ring::{packet, pool};
+use crate::stage::{Row, Stage, frame};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the guest negotiates.
+type Choose = fn(&mut GuestConfig);
+
+/// The rows of this module.
+pub fn rows() -> Vec<Row> {
+    const SPLIT: Choose = |guest| (guest.mrg_rxbuf, guest.event_idx) = (false, false);
+    const MERGEABLE: Choose = |guest| (guest.mrg_rxbuf, guest.event_idx) = (true, false);
+    const IN_ORDER: Choose =
+        |guest| (guest.mrg_rxbuf, guest.event_idx, guest.in_order) = (false, false, true);
+    const PACKED: Choose = |guest| (guest.mrg_rxbuf, guest.event_idx, guest.packed) = (false, false, true);
+    const PACKED_IN_ORDER: Choose = |guest| {
+        PACKED(guest);
+        guest.in_order = true;
+    };
+    let to = |name, len, choose: Choose| Row::new(name, move |_| Vhost::new(Way::To, len, choose));
+    let from = |name, len, choose: Choose| Row::new(name, move |_| Vhost::new(Way::From, len, choose));
+    vec![
+        to("to_guest, split, 64 B", 64, SPLIT),
+        to("to_guest, split, mergeable, 64 B", 64, MERGEABLE),
+        to("to_guest, split, in order, 64 B", 64, IN_ORDER),
+        to("to_guest, split, 1500 B", 1500, SPLIT),
+        to("to_guest, packed, 64 B", 64, PACKED),
+        from("from_guest, split, 64 B", 64, SPLIT),
+        from("from_guest, split, in order, 64 B", 64, IN_ORDER),
+        from("from_guest, split, 1500 B", 1500, SPLIT),
+        from("from_guest, packed, 64 B", 64, PACKED),
+        from("from_guest, packed, in order, 64 B", 64, PACKED_IN_ORDER),
+    ]
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    To,
+    From,
+}
+
+struct Vhost {
+    way: Way,
+    frame: Vec<u8>,
+    guest: Guest,
+    /// Taken apart when the row is over.
+    port: Option<(VhostPort, ToGuest, FromGuest)>,
+    burst: Burst,
+    cache: PoolCache,
+    _dir: TempDir,
+}
+
+impl Vhost {
+    fn new(way: Way, len: usize, choose: Choose) -> Vhost {
+        let (pool, cache) = pool(2048);
+        let dir = tempfile::tempdir().expect("a directory for the socket");
+        let socket = dir.path().join("sock0");
+        let config = PortConfig::new("vhost:0", &socket, Role::Server);
+        let (port, mut to_guest, mut from_guest) = VhostPort::open(config, &pool).expect("the path is ours");
+        let mut config = GuestConfig::new(&socket, Role::Client);
+        choose(&mut config);
+        // The halves answer the port's control thread while the guest talks to it.
+        let attaching = std::thread::spawn(move || Guest::attach(config, DEADLINE));
+        while !attaching.is_finished() || port.status().state != PortState::Running {
+            to_guest.poll_control();
+            from_guest.poll_control();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let guest = attaching.join().expect("it does not panic").expect("the port speaks vhost-user");
+        let frame = frame([2; 6], None, len);
+        let port = Some((port, to_guest, from_guest));
+        Vhost { way, frame, guest, port, burst: Burst::new(), cache, _dir: dir }
+    }
+}
+
+impl Stage for Vhost {
+    fn feed(&mut self, burst: usize) {
+        match self.way {
+            Way::From => {
+                let sent = self.guest.send_burst((0..burst).map(|_| &self.frame[..]));
+                assert_eq!(sent, burst, "the ring was drained");
+            }
+            Way::To => {
+                for _ in 0..burst {
+                    let pushed = self.burst.push(packet(&mut self.cache, &self.frame));
+                    assert!(pushed.is_ok(), "at most 32 are asked for");
+                }
+            }
+        }
+    }
+
+    fn work(&mut self) {
+        let Some((_, to_guest, from_guest)) = &mut self.port else { return };
+        match self.way {
+            Way::To => to_guest.tx_burst(&mut self.cache, &mut self.burst),
+            Way::From => from_guest.rx_burst(&mut self.cache, &mut self.burst),
+        };
+    }
+
+    fn drain(&mut self) -> usize {
+        match self.way {
+            Way::To => self.guest.receive_burst(64, |_| ()),
+            Way::From => self.burst.free_all(&mut self.cache),
+        }
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        self.guest.disconnect();
+        if let Some((port, to_guest, from_guest)) = self.port.take() {
+            port.close(to_guest, from_guest);
+        }
+    }
+}
