@@ -2,6 +2,8 @@
 //!
 //! Called on tokio's blocking pool; each call waits for the node's control thread.
 
+use std::collections::BTreeSet;
+
 use spp_agent::{DataPlane, DataPlaneError, Layout, Name, Plug, Tap, TapDirection};
 use spp_pipeline::config::NodeConfig;
 use spp_pipeline::node::{Node, NodeError, NodeHandle};
@@ -52,6 +54,11 @@ impl DataPlane for WiredNode {
 
     fn plugs(&self) -> Result<Vec<Plug>, DataPlaneError> {
         self.node.call(|node| node.plugs()).map_err(|gone| DataPlaneError(chain(&gone)))
+    }
+
+    fn awaited(&self) -> Result<BTreeSet<u32>, DataPlaneError> {
+        let awaited = self.node.call(|node| node.awaited()).map_err(|gone| DataPlaneError(chain(&gone)))?;
+        Ok(awaited.into_iter().collect())
     }
 
     fn layout(&self) -> Layout {

@@ -205,7 +205,7 @@ impl Agent {
                 Answer::Watching
             }
             Command::Ping => Answer::Revision(session.link().configuration().await?.1),
-            Command::Look => Answer::Live(self.node.wirings().await),
+            Command::Look => Answer::Live(self.node.look().await),
             Command::Act(action) => match action.txn() {
                 Some(txn) => Answer::Txn(session.link().txn(txn).await?),
                 None => Answer::Node(self.call(&action).await),

@@ -3,7 +3,7 @@
 //! Called from the agent's task through tokio's blocking pool, one call at a time, so an
 //! implementation may block for as long as a change takes to reach its core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +133,12 @@ pub trait DataPlane: Send + Sync + 'static {
     /// What is wired now.
     fn plugs(&self) -> Result<Vec<Plug>, DataPlaneError>;
 
+    /// Wired vhosts whose guest is yet to come. A driver that is told `up` has its guest started: for these it
+    /// may not have heard. A node that can't tell awaits none.
+    fn awaited(&self) -> Result<BTreeSet<u32>, DataPlaneError> {
+        Ok(BTreeSet::new())
+    }
+
     /// Which vhost ids exist, and under which physical network. Asked once, at start.
     fn layout(&self) -> Layout;
 
@@ -155,6 +161,15 @@ pub trait DataPlane: Send + Sync + 'static {
     fn taps(&self) -> Result<Vec<Tap>, DataPlaneError> {
         Ok(Vec::new())
     }
+}
+
+/// What a node shows when it is looked at.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// All that is wired.
+    pub wirings: Vec<Wiring>,
+    /// Wired vhosts whose guest is yet to come.
+    pub awaited: BTreeSet<u32>,
 }
 
 /// Physical network of every vhost id of the node.
@@ -208,13 +223,14 @@ impl Caller {
         self.call(unwire).await
     }
 
-    /// All that is wired.
-    pub(crate) async fn wirings(&self) -> Result<Vec<Wiring>, DataPlaneError> {
-        let wirings = |node: &dyn DataPlane| {
+    /// All that is wired, and who is yet to come.
+    pub(crate) async fn look(&self) -> Result<Live, DataPlaneError> {
+        let look = |node: &dyn DataPlane| {
             let plugs = node.plugs()?.into_iter().map(Wiring::Plug);
-            Ok(plugs.chain(node.taps()?.into_iter().map(Wiring::Tap)).collect())
+            let wirings = plugs.chain(node.taps()?.into_iter().map(Wiring::Tap)).collect();
+            Ok(Live { wirings, awaited: node.awaited()? })
         };
-        self.call(wirings).await
+        self.call(look).await
     }
 
     pub(crate) async fn layout(&self) -> Result<(Layout, u32), DataPlaneError> {

@@ -39,7 +39,7 @@ pub use configuration::{
     wait_for_configuration,
 };
 pub use connect::{EndpointError, Endpoints};
-pub use dataplane::{DataPlane, DataPlaneError, Layout, Place, Plug, Tap, TapDirection, Wiring};
+pub use dataplane::{DataPlane, DataPlaneError, Layout, Live, Place, Plug, Tap, TapDirection, Wiring};
 pub use heartbeat::HeartbeatConfig;
 pub use keys::{Key, Name, Root, SlotId, Subject};
 pub use node_key::NodeKey;

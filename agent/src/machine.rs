@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::configuration::Configuration;
-use crate::dataplane::{DataPlaneError, Wiring};
+use crate::dataplane::{DataPlaneError, Live};
 use crate::journal::Journal;
 use crate::keys::{HostKeys, Key};
 use crate::link::{Lost, Outcome};
@@ -73,7 +73,7 @@ pub enum Answer {
     /// To [`Command::Ping`].
     Revision(i64),
     /// To [`Command::Look`].
-    Live(Result<Vec<Wiring>, DataPlaneError>),
+    Live(Result<Live, DataPlaneError>),
     /// To an action that is a transaction.
     Txn(Outcome),
     /// To an action that is a call into the node.
@@ -182,7 +182,7 @@ impl Machine {
                     self.journal.node_failed(&error);
                     Lost::WentBack { before, now: revision }
                 })?;
-                self.reconciler.history_broken(revision, &live);
+                self.reconciler.history_broken(revision, &live.wirings);
                 self.take(listing, fresh, now)
             }
             (Phase::StartingWatch, Answer::Watching) => {
@@ -270,7 +270,7 @@ impl Machine {
         self.look_anew()
     }
 
-    fn plan(&mut self, live: Result<Vec<Wiring>, DataPlaneError>, now: Duration) -> Phase {
+    fn plan(&mut self, live: Result<Live, DataPlaneError>, now: Duration) -> Phase {
         let live = match live {
             Ok(live) => live,
             Err(error) => {
@@ -278,7 +278,8 @@ impl Machine {
                 return Phase::Idle(now + NODE_RETRY);
             }
         };
-        let plan = self.reconciler.plan(now, &self.view, &live);
+        self.reconciler.guests_awaited(live.awaited);
+        let plan = self.reconciler.plan(now, &self.view, &live.wirings);
         let changed = self.configuration_changed();
         self.journal.publish(&plan, &self.view, changed, now);
         if plan.actions.is_empty() {

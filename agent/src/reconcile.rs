@@ -153,6 +153,8 @@ pub struct Reconciler {
     /// from before prove nothing about it.
     held: BTreeMap<Place, i64>,
     ups: BTreeMap<Subject, (Seen, UpSchedule)>,
+    /// Wired vhosts whose guest is yet to come.
+    awaited: BTreeSet<u32>,
     paces: BTreeMap<Subject, Pace>,
     attempts: BTreeMap<Place, Attempt>,
     /// Keys that look left over: the revision they do so at, and since when.
@@ -215,6 +217,7 @@ impl Reconciler {
             owners: BTreeMap::new(),
             held: BTreeMap::new(),
             ups: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             paces: BTreeMap::new(),
             attempts: BTreeMap::new(),
             suspects: BTreeMap::new(),
@@ -254,6 +257,11 @@ impl Reconciler {
     /// The node's answer to [`Action::Unwire`].
     pub fn unwired(&mut self, place: Place, result: Result<(), String>, now: Duration) {
         self.attempted(place, None, result, now);
+    }
+
+    /// These wired vhosts' guests are yet to come, as of the plan to come.
+    pub fn guests_awaited(&mut self, awaited: BTreeSet<u32>) {
+        self.awaited = awaited;
     }
 
     /// The transaction of an [`Action::PutUp`] went through.

@@ -7,48 +7,72 @@ use std::time::Duration;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
+/// How long networking-spp's mechanism driver waits for `up`; its TaaS driver waits 30 s. The clock starts
+/// when etcd has answered that the watch is there.
+const DRIVER_WAITS_S: u64 = 20;
+
+/// The longest pause between two `up`s: wherever between them a driver starts to watch, the later one comes
+/// while it waits, with 2 s to spare for a slow etcd.
+const UP_SPACING: Duration = Duration::from_secs(DRIVER_WAITS_S - 2);
+
+/// No driver starts to watch this late: neutron's callers are gone after 60 s.
+const UP_UNTIL: Duration = Duration::from_secs(90);
+
 /// When `up` is put, counted from the moment the wiring was live.
 ///
-/// The driver writes its request, *then* starts to watch port_status, without a start revision, for
-/// 20 s (30 s for taps), and never reads the key: an `up` it has not seen come never happened. The
-/// first one comes before some 6 % of the watches, so it is said again, once for a driver that starts
-/// its watch as briskly as it wrote its request, and once for one that stumbles before it. Each is a
-/// write for the whole site's etcd: with the driver's own three that makes six for a plug.
+/// The driver writes its request, *then* starts to watch port_status, without a start revision, and never
+/// reads the key: an `up` it has not seen come never happened. The first one comes before some 6 % of the
+/// watches, the second one is for those, the third for whoever stumbles in between: it reaches every watch
+/// that starts before it. Each is a write for the whole site's etcd: with the driver's own three that makes
+/// six for a plug.
 pub fn up_offsets() -> Vec<Duration> {
-    [0, 200, 6_000].map(MS).to_vec()
+    [0, 200, 18_000].map(MS).to_vec()
 }
 
-/// The same for a driver that was slow before: often, and for as long as it may still start to watch.
+/// The same for a driver that was slow before: it is likely to start its watch late, and need not wait long.
 pub fn patient_up_offsets() -> Vec<Duration> {
-    [0, 30, 100, 250, 500, 1_000, 2_000, 4_000, 8_000, 12_000, 16_000, 20_000, 25_000, 30_000]
-        .map(MS)
-        .to_vec()
+    [0, 200, 1_000, 4_000, 12_000, 30_000].map(MS).to_vec()
 }
 
-/// The course of one port's `up`s.
+/// The course of one port's `up`s: at the offsets; then, while its guest is awaited (whose start is what a driver
+/// does with an `up`), every [`UP_SPACING`] for as long as a driver may still start to watch.
 #[derive(Debug, Clone)]
 pub struct UpSchedule {
     started: Duration,
     offsets: Vec<Duration>,
-    next_idx: usize,
+    /// When the last one went through, as an offset.
+    said: Option<Duration>,
+    /// A guest was there after the last offset.
+    guest_came: bool,
 }
 
 impl UpSchedule {
     /// The wiring went live now; `up` is due at these offsets from now.
     pub fn start(now: Duration, offsets: &[Duration]) -> UpSchedule {
-        UpSchedule { started: now, offsets: offsets.to_vec(), next_idx: 0 }
+        UpSchedule { started: now, offsets: offsets.to_vec(), said: None, guest_came: false }
     }
 
     /// When the next put is due; None when all is said.
     pub fn due(&self) -> Option<Duration> {
-        Some(self.started + *self.offsets.get(self.next_idx)?)
+        let later = || Some(self.said? + UP_SPACING).filter(|at| !self.guest_came && *at <= UP_UNTIL);
+        Some(self.started + self.offset_ahead().or_else(later)?)
+    }
+
+    fn offset_ahead(&self) -> Option<Duration> {
+        let ahead = |offset: &&Duration| self.said.is_none_or(|said| **offset > said);
+        self.offsets.iter().find(ahead).copied()
+    }
+
+    /// The guest is not awaited, or not any more. One that is there before the last offset may be the
+    /// vhost's last one, on its way out.
+    pub fn guest_is_there(&mut self) {
+        self.guest_came |= self.offset_ahead().is_none();
     }
 
     /// A put went through: go on with the first time still ahead, so that puts an outage held up
     /// are not said in one go.
     pub fn said(&mut self, now: Duration) {
-        let ahead = |offset: &Duration| self.started + *offset > now;
-        self.next_idx = self.offsets.iter().position(ahead).unwrap_or(self.offsets.len());
+        self.said = Some(now.saturating_sub(self.started));
     }
 }
 
@@ -132,28 +156,69 @@ impl LogLimit {
 mod tests {
     use super::*;
 
-    #[test]
-    fn up_is_said_at_once_and_then_at_growing_distances() {
-        for offsets in [up_offsets(), patient_up_offsets()] {
-            let mut up = UpSchedule::start(MS(500), &offsets);
-            let mut said_at = Vec::new();
-            while let Some(due) = up.due() {
-                said_at.push(due - MS(500));
-                up.said(due);
+    /// All times `up` is said, each put taking `slowness`.
+    fn times(offsets: &[Duration], awaited: bool, slowness: Duration) -> Vec<Duration> {
+        let mut up = UpSchedule::start(MS(500), offsets);
+        let mut said_at = Vec::new();
+        while let Some(due) = up.due() {
+            said_at.push(due + slowness - MS(500));
+            up.said(due + slowness);
+            if !awaited {
+                up.guest_is_there();
             }
-            assert_eq!(said_at, offsets);
         }
-        assert_eq!(patient_up_offsets().last(), Some(&MS(30_000)));
+        said_at
+    }
+
+    #[test]
+    fn brisk_driver_whose_guest_comes_costs_three_puts() {
+        assert_eq!(times(&up_offsets(), false, MS(0)), [0, 200, 18_000].map(MS));
+        let slow = times(&patient_up_offsets(), false, MS(0));
+        assert_eq!(slow, [0, 200, 1_000, 4_000, 12_000, 30_000].map(MS));
+    }
+
+    /// Etcd has a watch from `start` on; the driver gives up [`DRIVER_WAITS_S`] later at the earliest.
+    #[test]
+    fn every_watch_that_starts_before_the_last_up_sees_one_before_its_driver_gives_up() {
+        for (awaited, window) in [(false, MS(18_000)), (true, MS(72_000))] {
+            for offsets in [up_offsets(), patient_up_offsets()] {
+                for slowness in [0, 1, 150, 1_000, 1_900].map(MS) {
+                    let said_at = times(&offsets, awaited, slowness);
+                    let last = *said_at.last().unwrap();
+                    assert!(last >= window, "{said_at:?}");
+                    for start in (0..last.as_millis() as u64).map(MS) {
+                        let seen = said_at.iter().find(|at| **at > start).unwrap();
+                        assert!(
+                            *seen < start + Duration::from_secs(DRIVER_WAITS_S),
+                            "start {start:?}, {said_at:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]
     fn ups_missed_during_an_outage_are_said_once() {
         let mut up = UpSchedule::start(MS(0), &patient_up_offsets());
         up.said(MS(0));
-        assert_eq!(up.due(), Some(MS(30)));
+        assert_eq!(up.due(), Some(MS(200)));
         up.said(MS(9_000));
         assert_eq!(up.due(), Some(MS(12_000)));
         up.said(MS(60_000));
+        assert_eq!(up.due(), Some(MS(78_000)));
+        up.said(MS(80_000));
+        assert_eq!(up.due(), None);
+    }
+
+    #[test]
+    fn guest_that_comes_after_the_last_offset_ends_it_and_one_from_before_does_not() {
+        let mut up = UpSchedule::start(MS(0), &up_offsets());
+        up.said(MS(0));
+        up.guest_is_there();
+        up.said(MS(18_000));
+        assert_eq!(up.due(), Some(MS(36_000)));
+        up.guest_is_there();
         assert_eq!(up.due(), None);
     }
 

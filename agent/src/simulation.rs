@@ -4,7 +4,7 @@
 //! etcd operation and every call into the node, is a point where it can crash, alone or with its
 //! node, or lose the connection, before or after the command has done its work, or while it is on
 //! its way. [`rows`] has every crash point of every short life of a port, [`outages`] what etcd can
-//! suffer, [`random`] long lives from seeds. [`world`] is the model, and checks after every step:
+//! suffer, [`late_watch`] every start of the driver's watch, [`random`] long lives from seeds. [`world`] is the model, and checks after every step:
 //!
 //! * `up` is put only while the port's wiring is live and its request stands;
 //! * a slot is given back only when nothing is wired there and nobody who holds it asks for it;
@@ -12,6 +12,7 @@
 //! * no restart and no outage takes wiring away that is still asked for, without proof;
 //! * the agent comes to rest within a bounded number of commands.
 
+mod late_watch;
 mod model;
 mod outages;
 mod random;

@@ -65,12 +65,12 @@ async fn late_watcher_sees_up() {
     let agent = Agent::start(&etcd.url(), HOST, &node);
     driver.bind(PORT, ("phys1", 0), MAC, None).await;
     driver.until_up(PORT).await;
-    // The driver starts to watch only now, without a start revision, and never reads the key. Then a
-    // second later; and once more, one that was slow before.
+    // The driver starts to watch only now, without a start revision, and never reads the key. Then seven
+    // seconds later; and once more, one that was slow before.
     for late in 0..3 {
         match late {
             0 => {}
-            1 => tokio::time::sleep(Duration::from_secs(1)).await,
+            1 => tokio::time::sleep(Duration::from_secs(7)).await,
             _ => {
                 assert!(driver.take("slow", "phys1", 1).await);
                 let bound = "{\"vhost_id\": 1, \"mac_address\": \"fa:16:3e:00:00:02\"}";

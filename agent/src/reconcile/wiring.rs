@@ -129,7 +129,13 @@ impl Reconciler {
                 let start = UpSchedule::start(pass.now, self.up_offsets(subject));
                 self.ups.insert(subject.clone(), (seen, start));
             }
-            let Some(due) = self.ups[subject].1.due() else { continue };
+            let awaited =
+                |wiring: &Wiring| matches!(wiring, Wiring::Plug(plug) if self.awaited.contains(&plug.vhost));
+            let up = &mut self.ups.get_mut(subject).expect("it was put there if it was not").1;
+            if !wirings.iter().any(awaited) {
+                up.guest_is_there();
+            }
+            let Some(due) = up.due() else { continue };
             if due > pass.now {
                 pass.plan.wake(due);
                 continue;

@@ -1,6 +1,6 @@
 //! The two things an agent works on: a watch as etcd has it, and a node that forwards frames.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::dataplane::{DataPlaneError, Place, Plug, Tap, Wiring};
 use crate::keys::{Family, Key, PortId, TapId};
@@ -57,6 +57,8 @@ impl Watcher {
 pub struct NodeModel {
     pub wired: BTreeMap<u32, Plug>,
     pub taps: BTreeMap<u32, Tap>,
+    /// Vhosts with a guest.
+    pub guests: BTreeSet<u32>,
     /// Calls that changed something.
     pub n_changes: usize,
 }
@@ -77,6 +79,10 @@ impl NodeModel {
     pub fn wirings(&self) -> Vec<Wiring> {
         let plugs = self.wired.values().copied().map(Wiring::Plug);
         plugs.chain(self.taps.values().copied().map(Wiring::Tap)).collect()
+    }
+
+    pub fn awaited(&self) -> BTreeSet<u32> {
+        self.wired.keys().copied().filter(|vhost| !self.guests.contains(vhost)).collect()
     }
 
     pub fn wire(&mut self, wiring: Wiring) -> Result<(), DataPlaneError> {

@@ -173,7 +173,7 @@ fn watch_events_doubled_change_nothing() {
         }
     }
     world.assert_up("a", flat());
-    assert_eq!((world.node.n_changes, world.n_up), (1, 1));
+    assert_eq!((world.node.n_changes, world.ups.len()), (1, 1));
 }
 
 /// One port with this bind_port, beside an honest one.

@@ -142,6 +142,15 @@ impl Life {
         }
     }
 
+    /// A guest comes or goes.
+    fn guest(&mut self) {
+        let vhost = self.random.below(layout().len() as u64) as u32;
+        let guests = &mut self.world.node.guests;
+        if !guests.remove(&vhost) {
+            guests.insert(vhost);
+        }
+    }
+
     /// Something happens to etcd.
     fn outage(&mut self) {
         match self.random.below(6) {
@@ -180,6 +189,7 @@ impl Life {
                 }
             }
             20 | 21 => self.fated_step(),
+            23 if self.random.one_in(4) => self.guest(),
             24 => self.tap(),
             22 if self.random.one_in(8) => self.world.crash(self.random.0 & 1 == 0),
             _ => {
@@ -303,7 +313,7 @@ fn whatever_the_order_nothing_leaks_and_up_is_true() {
             life.world.settle();
             life.check_rest();
             life.drain();
-            (life.world.n_up, life.world.n_given_back)
+            (life.world.ups.len(), life.world.n_given_back)
         });
         let (ups, given_back) = run.unwrap_or_else(|_| panic!("repeat with SPP_SIMULATION_SEED={seed}"));
         n_up += ups;

@@ -1,16 +1,19 @@
-//! The world: one store, one node, one agent at a time, and what must hold after every step.
+//! The world: one store, one node, one agent at a time, and time.
+
+mod drivers;
+mod invariants;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::dataplane::{DataPlaneError, Plug, Wiring};
-use crate::keys::{BindPort, FREE, HostKeys, Key, Name, PortId, SlotId, TapId, TapInfo, UP};
+use crate::dataplane::{DataPlaneError, Live, Wiring};
+use crate::keys::{HostKeys, PortId, Subject};
 use crate::link::{Lost, Outcome};
 use crate::machine::{Answer, Command, Machine};
 use crate::reconcile::{Action, Reconciler, Timing};
 use crate::status::StatusCell;
-use crate::testing::{N_MIRRORS, Store, layout, name, slot};
-use crate::txn::{KeyOp, KeyTxn};
+use crate::testing::{N_MIRRORS, Store, layout, name};
+use crate::txn::KeyTxn;
 use crate::view::Change;
 
 use super::model::{Asked, NodeModel, Watcher};
@@ -78,7 +81,8 @@ pub struct World {
     asked: Asked,
     /// Nobody but drivers and agent wrote keys: no slot can change hands behind the agent's back.
     pub honest: bool,
-    pub n_up: usize,
+    /// When which port or tap flow was told `up`.
+    pub ups: Vec<(Subject, Duration)>,
     pub n_given_back: usize,
 }
 
@@ -100,7 +104,7 @@ impl World {
             tenants: BTreeMap::new(),
             asked: Asked::default(),
             honest: true,
-            n_up: 0,
+            ups: Vec::new(),
             n_given_back: 0,
         };
         world.start_agent();
@@ -285,7 +289,9 @@ impl World {
                 Answer::Watching
             }
             Command::Ping => Answer::Revision(self.store.revision),
-            Command::Look => Answer::Live(Ok(self.node.wirings())),
+            Command::Look => {
+                Answer::Live(Ok(Live { wirings: self.node.wirings(), awaited: self.node.awaited() }))
+            }
             Command::Act(action) => match action.txn() {
                 Some(txn) => Answer::Txn(match self.commit(txn) {
                     Ok(revision) => Outcome::Done(revision),
@@ -379,169 +385,5 @@ impl World {
 
     pub fn tail(&self) -> &[Command] {
         &self.trace[self.trace.len().saturating_sub(12)..]
-    }
-
-    // The control node. Each step brings an agent back that stayed down, right after it.
-
-    pub fn take(&mut self, port: &str, vhost: u32) -> bool {
-        let taken = self.store.take(&name(port), vhost);
-        if taken {
-            self.tenants.insert(vhost, name(port));
-            // A new tenancy: what was asked in an earlier one gives no right to this vhost.
-            self.asked.plugs.entry(name(port)).or_default().retain(|plug| plug.vhost != vhost);
-        }
-        self.start_agent();
-        taken
-    }
-
-    pub fn bind(&mut self, port: &str, plug: Plug) {
-        self.asked.plugs.entry(name(port)).or_default().push(plug);
-        self.store.bind(&name(port), &plug);
-        self.start_agent();
-    }
-
-    pub fn ask(&mut self, port: &str, action: &str) {
-        self.store.ask(&name(port), action);
-        self.start_agent();
-    }
-
-    /// The driver's whole bind, the agent working between its steps.
-    pub fn bind_all(&mut self, port: &str, plug: Plug) {
-        assert!(self.take(port, plug.vhost), "vhost {} is not free", plug.vhost);
-        self.pump();
-        self.bind(port, plug);
-        self.pump();
-        self.ask(port, "plug");
-        self.pump();
-    }
-
-    /// The TaaS driver's whole tap_flow_create, the agent working between its steps. False: no mirror.
-    pub fn tap_all(&mut self, tap: &str, ends: (&str, &str), mirrors: [Option<u32>; 2]) -> bool {
-        for mirror in mirrors.into_iter().flatten() {
-            if !self.store.take_mirror(&name(tap), mirror) {
-                return false;
-            }
-            self.start_agent();
-            self.pump();
-        }
-        self.asked.taps.insert(name(tap), (name(ends.0), name(ends.1)));
-        self.store.describe_tap(&name(tap), ends, mirrors);
-        self.start_agent();
-        self.pump();
-        self.ask_tap(tap, "plug");
-        self.pump();
-        true
-    }
-
-    pub fn ask_tap(&mut self, tap: &str, action: &str) {
-        self.store.ask_tap(&name(tap), action);
-        self.start_agent();
-    }
-
-    /// The driver's unbind: only if there is an action.
-    pub fn unbind(&mut self, port: &str) {
-        if self.store.get(&Key::Action(name(port))).is_some() {
-            self.ask(port, "unplug");
-        }
-        self.start_agent();
-        self.pump();
-    }
-
-    // What must hold.
-
-    /// After every step.
-    fn check(&self) {
-        if !self.honest {
-            return;
-        }
-        if let Some(wrong) = self.node.misdelivered(&self.asked, &self.tenants, |mirror| self.tap_of(mirror))
-        {
-            panic!("{wrong}; {:?}", self.tail());
-        }
-        for vhost in self.node.wired.keys() {
-            assert_ne!(self.store.slot_value(*vhost), Some(FREE), "vhost {vhost} is wired and free");
-        }
-    }
-
-    /// The tap flow that has a mirror.
-    fn tap_of(&self, mirror: u32) -> Option<TapId> {
-        self.store.mirror_value(mirror).filter(|value| *value != FREE).map(name)
-    }
-
-    /// Just before an agent writes a key.
-    fn check_write(&mut self, op: &KeyOp) {
-        let before = &self.store;
-        match op {
-            KeyOp::Put(Key::PortStatus(port), value) => {
-                assert_eq!(value, UP);
-                self.n_up += 1;
-                let bind_port = before.get(&Key::BindPort(port.clone())).expect("up without bind_port");
-                let wanted = BindPort::parse(bind_port.as_bytes()).expect("up for garbage").plug;
-                assert_eq!(before.get(&Key::Action(port.clone())), Some("plug"), "up without plug");
-                assert_eq!(self.node.wired.get(&wanted.vhost), Some(&wanted), "up while not wired as asked");
-                assert_eq!(before.slot_value(wanted.vhost), Some(port.as_str()), "up without the slot");
-            }
-            KeyOp::Put(Key::Vhost(slot), value) => {
-                assert_eq!(value, FREE);
-                self.n_given_back += 1;
-                self.check_given_back(slot);
-            }
-            KeyOp::Put(Key::TapStatus(tap), value) => {
-                assert_eq!(value, UP);
-                self.n_up += 1;
-                let info = before.get(&Key::TapInfo(tap.clone())).expect("up without tap_info");
-                let info = TapInfo::parse(info.as_bytes()).expect("up for garbage");
-                assert_eq!(before.get(&Key::TapAction(tap.clone())), Some("plug"), "up without plug");
-                for mirror in info.mirrors() {
-                    assert_eq!(before.mirror_value(mirror), Some(tap.as_str()), "up without the mirror");
-                    assert!(self.node.taps.contains_key(&mirror), "up while nothing is copied");
-                }
-            }
-            KeyOp::Put(Key::Mirror(mirror), value) => {
-                assert_eq!(value, FREE);
-                assert!(!self.node.taps.contains_key(mirror), "mirror {mirror} given back at work");
-            }
-            KeyOp::Put(key, _) => panic!("the agent puts {key:?}"),
-            KeyOp::Delete(_) => {}
-        }
-    }
-
-    /// A slot that is given away while somebody has it would be given out twice.
-    fn check_given_back(&self, slot: &SlotId) {
-        let before = &self.store;
-        let vhost = slot.vhost;
-        assert!(!self.node.wired.contains_key(&vhost), "vhost {vhost} given back while wired");
-        let Some(holder) = before.slot_value(vhost).and_then(|value| Name::new(value).ok()) else { return };
-        let bound = before.get(&Key::BindPort(holder.clone()));
-        let bound = bound.and_then(|text| BindPort::parse(text.as_bytes()).ok());
-        let here = bound.is_some_and(|bound| bound.plug.vhost == vhost);
-        let asked = before.get(&Key::Action(holder.clone())) == Some("plug");
-        assert!(!(here && asked), "vhost {vhost} taken away from {holder}, which asks for it");
-    }
-
-    /// All keys with their values, and all wiring: what two runs that came to the same end agree in.
-    pub fn end(&self) -> (Vec<(Key, Vec<u8>)>, Vec<Wiring>) {
-        let keys = self.store.listing().keys.into_iter().map(|kv| (kv.key, kv.value));
-        (keys.collect(), self.node.wirings())
-    }
-
-    /// As `spp config put` left it, nothing wired.
-    pub fn assert_pristine(&self) {
-        assert!(self.node.wirings().is_empty(), "wired: {:?}", self.node.wirings());
-        for vhost in layout().into_keys() {
-            assert_eq!(self.store.get(&Key::Vhost(slot(vhost))), Some(FREE), "vhost {vhost} leaked");
-        }
-        for mirror in 0..N_MIRRORS {
-            assert_eq!(self.store.mirror_value(mirror), Some(FREE), "mirror {mirror} leaked");
-        }
-        let left: Vec<_> = self.store.listing().keys.into_iter().map(|kv| kv.key).collect();
-        assert_eq!(left.len(), 1 + layout().len() + N_MIRRORS as usize, "left over: {left:?}");
-    }
-
-    /// The port is wired as asked and told so.
-    pub fn assert_up(&self, port: &str, plug: Plug) {
-        assert_eq!(self.node.wired.get(&plug.vhost), Some(&plug), "{port} is not wired");
-        assert_eq!(self.store.status(&name(port)), Some(UP), "{port} is not told");
-        assert_eq!(self.store.slot_value(plug.vhost), Some(port));
     }
 }

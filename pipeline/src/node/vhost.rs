@@ -70,6 +70,15 @@ impl Node {
         Ok(())
     }
 
+    /// Plugged vhosts whose guest is not there: no frontend is connected.
+    pub fn awaited(&self) -> Vec<u32> {
+        let awaited = |vhost: &u32| {
+            let port = self.vhosts.get(*vhost as usize).and_then(Option::as_ref);
+            port.is_some_and(|port| matches!(port.status().state, PortState::Waiting | PortState::Failed(_)))
+        };
+        self.topology.plugs().keys().copied().filter(awaited).collect()
+    }
+
     /// Opens a port and parks its halves.
     fn open_vhost(&mut self, id: u32) -> Result<(VhostPort, [SharedStats; 2]), NodeError> {
         let name = PortName::Vhost(id);
@@ -290,7 +299,9 @@ mod tests {
             for vhost in 0..3 {
                 node.plug(&Plug { vhost, mac: MacAddr([2, 0, 0, 0, 0, vhost as u8]), vlan: None }).unwrap();
             }
+            assert_eq!(node.awaited(), [0, 1, 2]);
             let mut vms: Vec<Guest> = (0..3).map(|vhost| guest(&mut node, vhost)).collect();
+            assert!(node.awaited().is_empty());
             let [a, b, c] = &mut vms[..] else { unreachable!("three were made") };
             assert!(passes(&mut node, b, a, 0) && passes(&mut node, a, b, 1) && passes(&mut node, b, c, 2));
             let passed = node.status().vfs[0].vhosts[0].to_guest.packets;
