@@ -6,8 +6,11 @@
 
 pub mod burst;
 pub mod dma;
+pub mod e1000;
 pub mod fault;
+pub mod intel;
 pub mod mac;
+pub mod nic;
 pub mod offload;
 pub mod pci;
 pub mod port;

@@ -16,6 +16,8 @@ use crate::stats::SharedStats;
 pub trait RxQueue: Send {
     /// Moves up to `out.room()` received packets to the end of `out`; returns how many.
     /// Takes fresh buffers from `pool`; without any it leaves packets where they are. Never blocks.
+    /// A frame whose checksums the hardware has found right is [verified](crate::dma::PacketBuf::is_verified); a frame
+    /// with a wrong one passes like any other and is counted.
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize;
 
     /// Serves requests of the control side (hand-over of vrings and memory maps) without
@@ -152,11 +154,24 @@ pub trait Device: Send {
     /// The link now. Cheap enough to ask every [`HEALTH_INTERVAL`].
     fn link(&mut self) -> Link;
 
-    /// Receives every frame on the wire (true), or only those for its own address and group addresses.
+    /// Receives every frame on the wire (true), or only those for its own address, those of
+    /// [`set_unicast`](Self::set_unicast) and group addresses.
     fn set_promiscuous(&mut self, on: bool) -> Result<(), PortError>;
 
+    /// Unicast addresses it receives besides its own. More than the card has filters for: it receives every frame
+    /// instead, and counts that (`promiscuous_fallbacks` in [`device_counters`](Self::device_counters)). A device that
+    /// receives everything anyway has nothing to do.
+    fn set_unicast(&mut self, _addresses: &[MacAddr]) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    /// Receives all group addresses (true, as it is unless told), or only broadcasts.
+    fn set_all_multicast(&mut self, _on: bool) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Resets, initialises and starts the device with `n_queue_pairs` queues that receive into
-    /// buffers of `pool`. Promiscuous mode and filters set before are restored. At most one
+    /// buffers of `pool`, spread over them by flow (RSS) where the card can. Promiscuous mode and filters set before are restored. At most one
     /// set of queues exists at a time.
     fn start(&mut self, pool: &Pool, n_queue_pairs: u16) -> Result<Queues, PortError>;
 

@@ -19,6 +19,8 @@ const CHAINED: u32 = 1 << 31;
 const OFFLOAD: u32 = 1 << 30;
 /// Other handles of the same segment may exist; see [`super::share`].
 pub(super) const SHARED: u32 = 1 << 29;
+/// A NIC has checked the frame's checksums.
+const VERIFIED: u32 = 1 << 28;
 
 /// Checksum and segmentation work a frame still needs, as virtio's header has it
 /// (virtio 1.2, 5.1.6), without the buffer count.
@@ -317,6 +319,19 @@ impl PacketBuf {
             }
             None => self.slot_flags &= !OFFLOAD,
         }
+    }
+
+    /// True when a NIC has checked the IP and transport checksums of the frame and found them right (what virtio calls
+    /// DATA_VALID). A property of the handle: copies don't have it.
+    #[inline(always)]
+    pub fn is_verified(&self) -> bool {
+        self.slot_flags & VERIFIED != 0
+    }
+
+    /// Notes that hardware has found the checksums right. Whoever changes checksummed bytes takes it back.
+    #[inline(always)]
+    pub fn set_verified(&mut self, verified: bool) {
+        self.slot_flags = self.slot_flags & !VERIFIED | if verified { VERIFIED } else { 0 };
     }
 
     /// Who sent the frame, as [`set_origin`](Self::set_origin) had it; what it is before that is undefined.

@@ -10,13 +10,11 @@ use std::path::{Path, PathBuf};
 
 use super::PciAddress;
 pub use super::bind::{BindError, BindOptions, Bound, Unbound, bind, unbind};
-
-/// PCI ids that spp has a driver for: vendor, device, driver.
-const DRIVEN: &[(u16, u16, &str)] = &[(0x1af4, 0x1041, "virtio-net"), (0x1af4, 0x1000, "virtio-net")];
+use crate::nic::ids;
 
 /// The spp driver for a PCI id, if there is one.
 pub fn driver_for(vendor: u16, device: u16) -> Option<&'static str> {
-    DRIVEN.iter().find(|id| (id.0, id.1) == (vendor, device)).map(|id| id.2)
+    ids::family(vendor, device).map(ids::Family::driver)
 }
 
 /// A kernel network interface that sits on a NIC.
@@ -294,7 +292,10 @@ mod tests {
             default_route: false,
         };
         assert_eq!(nics[0], virtio);
-        assert_eq!((nics[1].spp_driver, nics[1].iommu_group, nics[1].numa_node), (None, None, None));
+        assert_eq!(
+            (nics[1].spp_driver, nics[1].iommu_group, nics[1].numa_node),
+            (Some("e1000e"), None, None)
+        );
     }
 
     #[test]

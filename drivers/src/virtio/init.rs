@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::caps::{self, Place};
-use super::regs::{Block, NO_VECTOR, Reg, common, feature, net, status};
+use super::regs::{Block, NO_VECTOR, Readable, Reg, common, feature, net, status};
 use super::stats::Ring;
 use crate::dma::DmaSpace;
 use crate::mac::MacAddr;
@@ -101,7 +101,7 @@ impl<B: Registers> Regs<B> {
     }
 
     /// Waits until `register & mask == value`.
-    fn wait<A>(
+    fn wait<A: Readable>(
         &self,
         register: Reg<u8, A>,
         mask: u8,

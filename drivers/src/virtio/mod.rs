@@ -12,6 +12,7 @@ pub mod net;
 pub mod regs;
 pub mod ring;
 mod rx;
+#[cfg(any(test, feature = "models"))]
 pub mod sim;
 mod stats;
 mod tx;

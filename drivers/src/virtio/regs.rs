@@ -1,66 +1,8 @@
 //! Registers of a modern virtio PCI device (virtio 1.2, 4.1.4) and of its network part (5.1.4). The
 //! width and the access of a register are in its type: writing a read-only one does not compile.
 
-use std::marker::PhantomData;
-
-use crate::pci::Registers;
-
-/// A register the driver only reads.
-pub struct Ro;
-/// A register the driver reads and writes.
-pub struct Rw;
-
-/// A register width.
-pub trait Width: Copy {
-    /// Its length in bytes.
-    const BYTES: usize;
-    /// Reads a register of this width.
-    fn read(bar: &impl Registers, offset: usize) -> Self;
-    /// Writes a register of this width.
-    fn write(self, bar: &impl Registers, offset: usize);
-}
-
-macro_rules! width {
-    ($type:ty, $read:ident, $write:ident) => {
-        impl Width for $type {
-            const BYTES: usize = size_of::<$type>();
-            #[inline(always)]
-            fn read(bar: &impl Registers, offset: usize) -> Self {
-                bar.$read(offset)
-            }
-            #[inline(always)]
-            fn write(self, bar: &impl Registers, offset: usize) {
-                bar.$write(offset, self)
-            }
-        }
-    };
-}
-width!(u8, read8, write8);
-width!(u16, read16, write16);
-width!(u32, read32, write32);
-
-/// One register of a block: offset, width and access.
-pub struct Reg<W, A> {
-    /// From the start of its block.
-    pub offset: usize,
-    /// As in the specification.
-    pub name: &'static str,
-    kind: PhantomData<fn() -> (W, A)>,
-}
-
-impl<W, A> Clone for Reg<W, A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<W, A> Copy for Reg<W, A> {}
-
-macro_rules! registers {
-    ($($(#[$doc:meta])* $const:ident: $width:ty, $access:ty = $offset:literal, $name:literal;)*) => {
-        $($(#[$doc])* pub const $const: Reg<$width, $access> =
-            Reg { offset: $offset, name: $name, kind: PhantomData };)*
-    };
-}
+use crate::nic::regs::registers;
+pub use crate::nic::regs::{Block, Readable, Reg, Ro, Rw};
 
 /// The common configuration (virtio 1.2, 4.1.4.3).
 pub mod common {
@@ -175,31 +117,4 @@ pub mod feature {
 
     /// All that the driver makes use of; nothing else is ever accepted.
     pub const USED: u64 = MTU | MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | VERSION_1 | ACCESS_PLATFORM;
-}
-
-/// A block of registers inside a BAR.
-#[derive(Clone)]
-pub struct Block<B> {
-    bar: B,
-    base: usize,
-}
-
-impl<B: Registers> Block<B> {
-    /// A block at `base` of `bar`; `None` when `len_bytes` from there leave the BAR.
-    pub fn new(bar: B, base: usize, len_bytes: usize) -> Option<Self> {
-        let fits = base.checked_add(len_bytes).is_some_and(|end| end <= bar.len_bytes());
-        fits.then_some(Block { bar, base })
-    }
-
-    /// Reads a register.
-    #[inline(always)]
-    pub fn read<W: Width, A>(&self, reg: Reg<W, A>) -> W {
-        W::read(&self.bar, self.base + reg.offset)
-    }
-
-    /// Writes a register.
-    #[inline(always)]
-    pub fn write<W: Width>(&self, reg: Reg<W, Rw>, value: W) {
-        value.write(&self.bar, self.base + reg.offset)
-    }
 }

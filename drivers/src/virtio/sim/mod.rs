@@ -3,7 +3,6 @@
 //! [`SimNic`] is what the driver opens; [`SimHandle`] is the hand on the model: the wire, the link, and lies on
 //! command. Everything happens in calls of the handle and in register writes, so a test is deterministic.
 
-mod iommu;
 mod model;
 mod queue;
 
@@ -12,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-pub use iommu::SimIommu;
+pub use crate::nic::model::ModelMemory as SimIommu;
 
 use crate::dma::DmaSpace;
 use crate::mac::MacAddr;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::iommu::SimIommu;
+use super::SimIommu;
 use super::queue::SimQueue;
 use super::{Fault, QUEUE_RX, QUEUE_TX};
 use crate::virtio::desc::NetHdr;

@@ -2,7 +2,7 @@
 //! specification, so that one checks the other.
 
 use super::Fault;
-use super::iommu::SimIommu;
+use super::SimIommu;
 use crate::virtio::desc::{DESC_F_NEXT, DESC_F_WRITE, Descriptor};
 
 /// One queue: the registers the driver writes, and where the device is.

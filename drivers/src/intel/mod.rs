@@ -1,0 +1,29 @@
+//! What all families of Intel's NICs share: receive and transmit halves over a descriptor format ([`desc`], [`rx`],
+//! [`tx`]), and the device around them ([`nic`]), which a family fills in with its [`Chip`](nic::Chip).
+//!
+//! Every descriptor ring of these cards works the same (82574 7.1.8, 82576 7.1.5, 82599 7.1.9): head and tail are
+//! indices, the device owns what lies between, and equal ones mean an empty ring, so one descriptor always stays unused.
+
+pub mod desc;
+#[cfg(any(test, feature = "models"))]
+pub mod model;
+pub mod nic;
+pub mod rx;
+pub mod tx;
+
+use crate::dma::PacketBuf;
+use crate::nic::fault::Side;
+use crate::nic::ring::DescRing;
+
+/// What a queue half leaves behind when it is dropped: the device may use it until it is stopped.
+pub struct Parked {
+    /// Which half it was.
+    pub side: Side,
+    /// Its ring.
+    pub ring: DescRing,
+    /// The buffers in it.
+    pub buffers: Box<[Option<PacketBuf>]>,
+}
+
+/// Shared by the halves of one start.
+pub type Shared = crate::nic::fault::Shared<Parked>;

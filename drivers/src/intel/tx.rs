@@ -1,0 +1,291 @@
+//! The sending half of Intel's NICs. Owned by the core that sends.
+//!
+//! One write-back is asked for with the last descriptor of a burst, one doorbell rung; sent buffers are reaped by
+//! those write-backs, never by reading the head register (82599 7.2.3.5.2).
+
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use super::desc::TxFormat;
+use super::{Parked, Shared};
+use crate::burst::Burst;
+use crate::dma::{PacketBuf, PoolCache};
+use crate::nic::fault::{Fault, Side};
+use crate::nic::regs::Doorbell;
+use crate::nic::ring::DescRing;
+use crate::nic::watchdog::Watchdog;
+use crate::offload::{Offload, Offloads, checksum};
+use crate::pci::Registers;
+use crate::port::TxQueue;
+use crate::stats::{DropReason, SharedStats};
+
+const ETHERNET_HEADER: usize = 14;
+/// Room for the pieces of one frame; no format takes more.
+const PIECES: usize = 64;
+
+/// What a sending half is made of.
+pub struct TxParts<B: Registers> {
+    /// Its number.
+    pub queue: u16,
+    /// Its descriptors.
+    pub ring: DescRing,
+    /// Its tail register.
+    pub tail: Doorbell<B>,
+    /// With the control half.
+    pub shared: Arc<Shared>,
+    /// Its counters.
+    pub stats: SharedStats,
+    /// Longest frame.
+    pub max_frame_bytes: usize,
+    /// How long the device may go without completing anything while it has frames.
+    pub limit: Duration,
+}
+
+/// A sending half.
+pub struct Tx<F: TxFormat, B: Registers> {
+    queue: u16,
+    /// `None` only while dropping.
+    ring: Option<DescRing>,
+    /// The frame is with its last descriptor.
+    buffers: Box<[Option<PacketBuf>]>,
+    /// Next descriptor to fill and next one to reap; both run free.
+    tail: u16,
+    reaped: u16,
+    /// Descriptors that were asked for a write-back, oldest first. Never grows past its capacity.
+    reports: VecDeque<u16>,
+    /// What the card was last told to do with checksums.
+    context: Option<[u64; 2]>,
+    bell: Doorbell<B>,
+    shared: Arc<Shared>,
+    stats: SharedStats,
+    max_frame_bytes: usize,
+    watchdog: Watchdog,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: TxFormat, B: Registers> Tx<F, B> {
+    /// An empty queue.
+    pub fn new(parts: TxParts<B>) -> Self {
+        const { assert!(F::MAX_SEGMENTS <= PIECES) };
+        let TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit } = parts;
+        let size = usize::from(ring.size());
+        assert!(size > F::MAX_SEGMENTS + 2, "the longest frame fits an empty ring");
+        Tx {
+            queue,
+            ring: Some(ring),
+            buffers: (0..size).map(|_| None).collect(),
+            tail: 0,
+            reaped: 0,
+            reports: VecDeque::with_capacity(size),
+            context: None,
+            bell: tail,
+            shared,
+            stats,
+            max_frame_bytes,
+            watchdog: Watchdog::new(limit),
+            format: PhantomData,
+        }
+    }
+
+    /// Takes sent frames back, and watches that the device gets on.
+    #[inline(always)]
+    fn reap(&mut self, mut free: impl FnMut(PacketBuf)) {
+        let Some(ring) = &self.ring else { return };
+        let was_idle = self.tail == self.reaped;
+        let before = self.reaped;
+        while let Some(&report) = self.reports.front() {
+            if ring.done_word(report) & F::DONE == 0 {
+                break;
+            }
+            self.reports.pop_front();
+            let end = report.wrapping_add(1);
+            while self.reaped != end {
+                let slot = usize::from(self.reaped & ring.mask());
+                if let Some(frame) = self.buffers.get_mut(slot).and_then(Option::take) {
+                    free(frame);
+                }
+                self.reaped = self.reaped.wrapping_add(1);
+            }
+        }
+        // Without a link nothing is sent, and that is no hang.
+        let excused = was_idle || self.shared.link_is_down();
+        if self.watchdog.is_hung(excused, self.reaped != before) {
+            let n_descriptors = self.tail.wrapping_sub(self.reaped);
+            self.shared.fail(Fault::TxHang { queue: self.queue, n_descriptors });
+        }
+    }
+
+    /// Why nothing can be sent at all, if so.
+    #[inline(always)]
+    fn closed(&self) -> Option<DropReason> {
+        if self.shared.link_is_down() {
+            return Some(DropReason::LinkDown);
+        }
+        match self.shared.fault() {
+            None => None,
+            Some(Fault::TxHang { .. }) => Some(DropReason::TxTimeout),
+            Some(_) => Some(DropReason::DeviceError),
+        }
+    }
+
+    /// Makes a frame one that the card takes as it is, or says why there is none.
+    #[inline(always)]
+    fn fit(&self, frame: &mut PacketBuf, pool: &mut PoolCache) -> Result<Option<[u64; 2]>, DropReason> {
+        let len = frame.total_len();
+        if len > self.max_frame_bytes || (frame.is_chained() && frame.n_segments() > F::MAX_SEGMENTS) {
+            return Err(DropReason::Oversize);
+        }
+        if len < F::MIN_FRAME_BYTES {
+            lengthen(frame, pool, F::MIN_FRAME_BYTES)?;
+        }
+        let Some(work) = frame.offload() else { return Ok(None) };
+        let context = F::OFFLOADS.contains(Offloads::CSUM).then(|| F::context(&work)).flatten();
+        if context.is_none() {
+            complete(frame, &work, pool)?;
+        }
+        Ok(context)
+    }
+
+    /// Gives one descriptor to the ring. The caller has made sure that there is one.
+    #[inline(always)]
+    fn put(&mut self, words: [u64; 2], frame: Option<PacketBuf>) {
+        let Some(ring) = &self.ring else { return };
+        ring.put(self.tail, words);
+        if let Some(slot) = self.buffers.get_mut(usize::from(self.tail & ring.mask())) {
+            debug_assert!(slot.is_none(), "a free descriptor has no frame");
+            *slot = frame;
+        }
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Posts a frame; returns its last descriptor.
+    #[inline(always)]
+    fn post(&mut self, frame: PacketBuf, context: Option<[u64; 2]>) -> [u64; 2] {
+        if context.is_some() && context != self.context {
+            self.context = context;
+            context.into_iter().for_each(|words| self.put(words, None));
+        }
+        if !frame.is_chained() {
+            let last = F::data(frame.iova(), frame.len(), frame.len(), true, context.is_some());
+            self.put(last, Some(frame));
+            return last;
+        }
+        self.post_chain(frame, context.is_some())
+    }
+
+    #[inline(never)]
+    fn post_chain(&mut self, frame: PacketBuf, checksum: bool) -> [u64; 2] {
+        let total = frame.total_len();
+        let mut pieces = ArrayVec::<_, PIECES>::new();
+        for piece in frame.segment_bufs().filter(|piece| piece.len() > 0).take(PIECES) {
+            pieces.push((piece.iova(), piece.len()));
+        }
+        let mut last = [0; 2];
+        let mut frame = Some(frame);
+        let n = pieces.len();
+        for (index, (at, len)) in pieces.into_iter().enumerate() {
+            let is_last = index + 1 == n;
+            last = F::data(at, len, total, is_last, checksum);
+            self.put(last, if is_last { frame.take() } else { None });
+        }
+        debug_assert!(frame.is_none(), "a frame with bytes has a piece");
+        last
+    }
+}
+
+/// Zeros behind a frame that is too short for the card.
+#[cold]
+fn lengthen(frame: &mut PacketBuf, pool: &mut PoolCache, min_bytes: usize) -> Result<(), DropReason> {
+    let len = frame.total_len();
+    if len < ETHERNET_HEADER {
+        return Err(DropReason::Runt);
+    }
+    frame.own_chain(pool).map_err(|_| DropReason::NoBuffer)?;
+    let zeros = [0; 64];
+    frame.last_segment_mut().append(&zeros[..min_bytes - len]).map_err(|_| DropReason::Runt)
+}
+
+/// Completes a checksum in software.
+#[cold]
+fn complete(frame: &mut PacketBuf, work: &Offload, pool: &mut PoolCache) -> Result<(), DropReason> {
+    frame.own_chain(pool).map_err(|_| DropReason::NoBuffer)?;
+    checksum::complete(frame, work).map_err(|_| DropReason::BadOffload)
+}
+
+/// Work that a frame brings and that the card doesn't do: such a frame stays with the caller.
+#[inline(always)]
+fn is_beyond<F: TxFormat>(frame: &PacketBuf) -> bool {
+    frame.has_offload() && frame.offload().is_some_and(|work| !F::OFFLOADS.contains(work.needs()))
+}
+
+impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
+    fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        self.reap(|frame| pool.free(frame));
+        if let Some(reason) = self.closed() {
+            let n = from.free_all(pool);
+            self.stats.dropped(reason, n);
+            return n;
+        }
+        let Some(mask) = self.ring.as_ref().map(DescRing::mask) else { return 0 };
+        // One descriptor always stays unused.
+        let n_free = usize::from(mask.wrapping_sub(self.tail.wrapping_sub(self.reaped)));
+        let (mut n, mut needed) = (0, 0);
+        for frame in from.iter() {
+            let n_segments = if frame.is_plain() { 1 } else { frame.n_segments().min(F::MAX_SEGMENTS) + 1 };
+            needed += n_segments;
+            if needed > n_free || is_beyond::<F>(frame) {
+                break;
+            }
+            n += 1;
+        }
+        let (mut sent, mut bytes, mut last) = (0, 0, [0; 2]);
+        for mut frame in from.take_front(n) {
+            match self.fit(&mut frame, pool) {
+                Ok(context) => {
+                    bytes += frame.total_len() as u64;
+                    sent += 1;
+                    last = self.post(frame, context);
+                }
+                Err(reason) => {
+                    self.stats.dropped(reason, 1);
+                    pool.free(frame);
+                }
+            }
+        }
+        if let Some(ring) = &self.ring
+            && sent > 0
+        {
+            let report = self.tail.wrapping_sub(1);
+            ring.put(report, F::report(last));
+            self.reports.push_back(report);
+            self.bell.ring(u32::from(self.tail & ring.mask()));
+        }
+        self.stats.moved(sent, bytes);
+        n
+    }
+
+    fn offloads(&mut self) -> Offloads {
+        F::OFFLOADS
+    }
+
+    fn poll_control(&mut self) {
+        self.reap(drop);
+    }
+
+    fn stats(&self) -> SharedStats {
+        self.stats.clone()
+    }
+}
+
+impl<F: TxFormat, B: Registers> Drop for Tx<F, B> {
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.take() {
+            let buffers = std::mem::take(&mut self.buffers);
+            self.shared.park(Parked { side: Side::Tx, ring, buffers });
+        }
+    }
+}
