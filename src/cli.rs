@@ -78,7 +78,8 @@ Examples:
   spp run --config node.json --fold-cores --vhost-dir /run/spp --api unix:/run/spp/api.sock
 
 node.json holds what the etcd key holds:
-  [{\"num_vhost\": 2, \"pci_address\": \"00:04.0\", \"physical_network\": \"phys1\", \"core_mask\": \"0xfe\"}]";
+  [{\"num_vhost\": 2, \"pci_address\": \"00:04.0\", \"physical_network\": \"phys1\", \"core_mask\": \"0xfe\"}]
+Components that share one guest by its queues are named there one by one, with ports like vhost:0nq1 (docs/port.md).";
 
 /// `spp run`
 #[derive(Debug, Args)]

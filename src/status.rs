@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
-use spp_pipeline::status::{ComponentStatus, NodeStatus, PlugStatus, VfStatus};
+use spp_pipeline::status::{
+    ComponentStatus, NodeStatus, PlugStatus, QueueStatus, RingUse, VfStatus, VhostStatus,
+};
 use spp_pipeline::topology::{Tap, Way};
 
 use crate::api::NodeReport;
@@ -97,8 +99,30 @@ fn ports(vf: &VfStatus, before: VfBefore) -> String {
             number(vhost.to_guest.packets, old.map(|(old, t)| (old.to_guest.packets, t))),
             drops([&vhost.from_guest.drops, &vhost.to_guest.drops]),
         ]);
+        rows.extend(queues(vhost, old.map(|(old, t)| (&old.queues[..], t))));
     }
     output::columns(&rows)
+}
+
+/// The queues of a guest that has several, and the components that have them.
+fn queues(vhost: &VhostStatus, before: Option<(&[QueueStatus], Duration)>) -> Vec<Vec<String>> {
+    if vhost.queues.len() < 2 {
+        return Vec::new();
+    }
+    let row = |(n, queue): (usize, &QueueStatus)| {
+        let old = before.and_then(|(old, t)| Some((old.get(n)?, t)));
+        let QueueStatus { from_guest, to_guest } = queue;
+        let name = |ring: &RingUse| ring.component.clone().unwrap_or_else(|| "nobody".to_owned());
+        vec![
+            format!("  queue {n}"),
+            if to_guest.running && from_guest.running { "running" } else { "off" }.to_owned(),
+            format!("{} / {}", name(from_guest), name(to_guest)),
+            number(from_guest.packets, old.map(|(old, t)| (old.from_guest.packets, t))),
+            number(to_guest.packets, old.map(|(old, t)| (old.to_guest.packets, t))),
+            "-".to_owned(),
+        ]
+    };
+    vhost.queues.iter().enumerate().map(row).collect()
 }
 
 fn components(vf: &VfStatus, before: VfBefore) -> String {

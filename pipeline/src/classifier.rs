@@ -89,7 +89,10 @@ fn look_up<'a>(table: &'a Table, burst: &mut Burst, pool: &mut PoolCache) -> [Ro
 #[inline(always)]
 fn send(tx: &[TxEdge], output: u16, packet: PacketBuf, halves: &mut [TxHalf], books: &mut Books) {
     // The plan was checked to have every output the table names.
-    let edge = &tx[usize::from(output)];
+    let mut edge = &tx[usize::from(output)];
+    if let Some(sharing) = &edge.sharing {
+        edge = &tx[usize::from(sharing.pick(packet.data()))];
+    }
     push(edge, &mut halves[usize::from(edge.slot.0)], packet, books);
 }
 

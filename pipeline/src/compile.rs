@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use spp_vhost::MAX_PAIRS;
+
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 use crate::table::Dst;
@@ -57,6 +59,17 @@ pub struct Output {
     pub vlan: VlanOp,
     /// The vhost whose guest gets these frames, and nobody else.
     pub guest: Option<u32>,
+    /// A classifier's output that shares a guest with others.
+    pub share: Option<Share>,
+}
+
+/// An output's part in the frames of one guest, which a classifier spreads over several outputs by flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// The guest's vhost.
+    pub vhost: u32,
+    /// The port its frames get to the guest by; `None` when they get nowhere at present.
+    pub by: Option<PortName>,
 }
 
 /// One change of one core.
@@ -100,11 +113,15 @@ impl Running {
         })
     }
 
-    /// Entries as (VLAN, destination, index of the output).
+    /// Entries as (VLAN, destination, index of the output). Outputs that share a guest count as the first of them: it
+    /// spreads what comes to any.
     pub fn indexed_entries(&self) -> impl Iterator<Item = (Option<u16>, Dst, usize)> + '_ {
-        self.entries.iter().filter_map(|entry| {
+        let guest = |tx: &Output| tx.share.map(|share| share.vhost);
+        self.entries.iter().filter_map(move |entry| {
             let index = self.tx.iter().position(|tx| tx.port == entry.port)?;
-            Some((entry.vid, entry.dst, index))
+            let shares = |tx: &Output| guest(tx).is_some() && guest(tx) == guest(&self.tx[index]);
+            let first = self.tx.iter().position(shares).unwrap_or(index);
+            Some((entry.vid, entry.dst, first))
         })
     }
 
@@ -129,7 +146,7 @@ fn running(topology: &Topology, component: &Component, missing: &BTreeSet<PortNa
     let guest = |direction, port| topology.guest_at((direction, port));
     let tx = component.tx.iter().filter(there).map(|tx| {
         let guest = guest(Direction::Tx, tx.port).map(|plug| plug.vhost);
-        Output { port: tx.port, vlan: tx.vlan, guest }
+        Output { port: tx.port, vlan: tx.vlan, guest, share: None }
     });
     let tx: Vec<Output> = tx.collect();
     let rx = component.rx.iter().filter(there);
@@ -160,7 +177,48 @@ impl Wiring {
                 cores.entry(component.core).or_default().push(running);
             }
         }
-        Wiring { cores }
+        let mut wiring = Wiring { cores };
+        wiring.share_guests();
+        wiring
+    }
+
+    /// Marks the outputs of classifiers that lead to one guest.
+    fn share_guests(&mut self) {
+        let inputs: BTreeMap<PortName, Option<PortName>> = self.all().flat_map(ways).collect();
+        for running in self.cores.values_mut().flatten().filter(|c| c.kind == ComponentKind::Classifier) {
+            let shares: Vec<Option<Share>> = running.tx.iter().map(|tx| share(tx, &inputs)).collect();
+            for (tx, share) in running.tx.iter_mut().zip(&shares) {
+                let vhost = |share: &Option<Share>| share.map(|share| share.vhost);
+                let n_alike = shares.iter().filter(|other| vhost(other) == vhost(share)).count();
+                tx.share = share.filter(|_| n_alike > 1);
+            }
+        }
+    }
+
+    /// The components of all cores.
+    pub fn all(&self) -> impl Iterator<Item = &Running> {
+        self.cores.values().flatten()
+    }
+
+    /// Ports that components have in one direction.
+    pub fn ports(&self, direction: Direction) -> BTreeSet<PortName> {
+        self.all().flat_map(Running::ends).filter(|end| end.0 == direction).map(|end| end.1).collect()
+    }
+
+    /// This wiring, in which nothing is spread to `ports` any more.
+    pub fn without_shares(&self, ports: &BTreeSet<PortName>) -> Wiring {
+        let mut wiring = self.clone();
+        let outputs = wiring.cores.values_mut().flatten().flat_map(|running| &mut running.tx);
+        for share in outputs.filter_map(|tx| tx.share.as_mut()) {
+            share.by = share.by.filter(|port| !ports.contains(port));
+        }
+        wiring
+    }
+
+    /// Queues of vhosts that components have by name.
+    pub fn named_queues(&self) -> BTreeSet<PortEnd> {
+        let ends = self.all().flat_map(Running::ends);
+        ends.filter(|(_, port)| matches!(port, PortName::VhostQueue(..))).collect()
     }
 
     /// What one core runs.
@@ -181,6 +239,45 @@ impl Wiring {
             self.cores.insert(step.core, step.components.clone());
         }
     }
+}
+
+/// Where packets go that a component takes from each of its inputs: to its one output, if there is one that gets all.
+fn ways(running: &Running) -> impl Iterator<Item = (PortName, Option<PortName>)> + '_ {
+    let original = running.tx.iter().find(|tx| !matches!(tx.port, PortName::Local(_))).map(|tx| tx.port);
+    let to = original.filter(|_| running.kind != ComponentKind::Classifier);
+    running.rx.iter().map(move |rx| (rx.port, to))
+}
+
+/// Whose frames an output carries, and how they get there.
+fn share(tx: &Output, inputs: &BTreeMap<PortName, Option<PortName>>) -> Option<Share> {
+    let mut by = tx.port;
+    // As many steps as there are components end any walk in circles.
+    for _ in 0..=inputs.len() {
+        if let Some(vhost) = by.vhost() {
+            return Some(Share { vhost, by: Some(by) });
+        }
+        match inputs.get(&by) {
+            Some(Some(next)) => by = *next,
+            _ => break,
+        }
+    }
+    tx.guest.map(|vhost| Share { vhost, by: None })
+}
+
+/// Which of a vhost's ports has each queue in one direction, with `named` the ports that run: a queue that is there by its
+/// own name has it, else the vhost's whole port, else, while that has no component, the others in turns.
+pub fn queue_owners(vhost: u32, named: &BTreeSet<PortName>) -> [PortName; MAX_PAIRS] {
+    let (rest, queues) =
+        (PortName::Vhost(vhost), PortName::VhostQueue(vhost, 0)..=PortName::VhostQueue(vhost, u16::MAX));
+    let queues: Vec<PortName> = named.range(queues).copied().collect();
+    std::array::from_fn(|queue| {
+        let own = PortName::VhostQueue(vhost, queue as u16);
+        match () {
+            () if named.contains(&own) => own,
+            () if queues.is_empty() || named.contains(&rest) => rest,
+            () => queues[queue % queues.len()],
+        }
+    })
 }
 
 /// The steps from what runs to what is wanted. First everything that stops flow, from where packets come

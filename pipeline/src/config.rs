@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use spp_drivers::pci::PciAddress;
+use spp_vhost::MAX_PAIRS;
 
 use crate::cores::{self, CoreMask, CoresError, Role};
 use crate::names::{ComponentKind, PortName, clip};
@@ -212,9 +213,31 @@ impl NodeConfig {
         self.vfs.iter().map(|vf| vf.num_vhost).sum()
     }
 
-    /// Number of rings: two for each vhost, two for each mirror.
+    /// Number of rings: two for each vhost, two for each mirror, and those that components name beyond (for
+    /// queues with a way of their own), up to two for each queue there could be.
     pub fn n_rings(&self) -> u32 {
-        2 * (self.n_vhost() + self.mirrors.len() as u32)
+        let n_mirrors = self.mirrors.len() as u32;
+        let most = 2 * (MAX_PAIRS as u32 * self.n_vhost() + n_mirrors);
+        let named = self.named_ports().filter_map(|port| match port {
+            PortName::Ring(number) if number < most => Some(number + 1),
+            _ => None,
+        });
+        named.max().unwrap_or(0).max(2 * (self.n_vhost() + n_mirrors))
+    }
+
+    /// Queue pairs a NIC is started with: as many as components name, or one.
+    pub fn n_queue_pairs(&self, index: usize) -> u16 {
+        let queues = self.named_ports().filter_map(|port| match port {
+            PortName::PhyQueue(nic, queue) if nic as usize == index => Some(queue.saturating_add(1)),
+            _ => None,
+        });
+        queues.max().unwrap_or(1)
+    }
+
+    /// Ports of the components that are configured one by one.
+    fn named_ports(&self) -> impl Iterator<Item = PortName> + '_ {
+        let components = self.vfs.iter().flat_map(|vf| vf.components.iter().flatten());
+        components.flat_map(|component| component.rx.iter().chain(&component.tx)).copied()
     }
 
     /// The components of vf `index`: those configured, or the ones the core mask is dealt out to.

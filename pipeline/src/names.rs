@@ -2,19 +2,25 @@
 //!
 //! Pure text and numbers; called from set-up and from the API, never from a polling core.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A port of a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A port of a component. In order: NICs, vhosts, rings, each by number, then by queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PortName {
-    /// The node's n-th NIC.
+    /// The node's n-th NIC; of one with several queue pairs the first, which is written `phy:0nq0`, too.
     Phy(u32),
-    /// The vhost-user port with this id, counted over all NICs of the node.
+    /// A further queue pair of a NIC: `phy:0nq1`. Never 0.
+    PhyQueue(u32, u16),
+    /// The vhost-user port with this id, counted over all NICs of the node: its queues, but for those that
+    /// are attached by their own names.
     Vhost(u32),
+    /// One queue pair of a vhost-user port: `vhost:0nq1`.
+    VhostQueue(u32, u16),
     /// A packet ring between two components.
     Ring(u32),
     /// The ring by which a NIC's guests reach each other, by the NIC's number. Made by the node, never attached by name.
@@ -22,6 +28,42 @@ pub enum PortName {
 }
 
 impl PortName {
+    /// Queue pair `queue` of a NIC.
+    pub const fn phy(nic: u32, queue: u16) -> PortName {
+        match queue {
+            0 => PortName::Phy(nic),
+            _ => PortName::PhyQueue(nic, queue),
+        }
+    }
+
+    /// The NIC it is a queue of, if it is one's.
+    pub const fn nic(self) -> Option<u32> {
+        match self {
+            PortName::Phy(nic) | PortName::PhyQueue(nic, _) => Some(nic),
+            _ => None,
+        }
+    }
+
+    /// The vhost it is, or is a queue of.
+    pub const fn vhost(self) -> Option<u32> {
+        match self {
+            PortName::Vhost(vhost) | PortName::VhostQueue(vhost, _) => Some(vhost),
+            _ => None,
+        }
+    }
+
+    /// Kind, number, and 0 or the queue and one.
+    const fn rank(self) -> (u8, u32, u32) {
+        match self {
+            PortName::Phy(n) => (0, n, 0),
+            PortName::PhyQueue(n, queue) => (0, n, queue as u32 + 1),
+            PortName::Vhost(n) => (1, n, 0),
+            PortName::VhostQueue(n, queue) => (1, n, queue as u32 + 1),
+            PortName::Ring(n) => (2, n, 0),
+            PortName::Local(n) => (3, n, 0),
+        }
+    }
+
     /// The ring that carries packets towards the guest of a vhost.
     pub const fn ring_to_guest(vhost: u32) -> PortName {
         PortName::Ring(2 * vhost)
@@ -30,6 +72,18 @@ impl PortName {
     /// The ring that carries packets from the guest of a vhost.
     pub const fn ring_from_guest(vhost: u32) -> PortName {
         PortName::Ring(2 * vhost + 1)
+    }
+}
+
+impl Ord for PortName {
+    fn cmp(&self, other: &PortName) -> Ordering {
+        self.rank().cmp(&other.rank())
+    }
+}
+
+impl PartialOrd for PortName {
+    fn partial_cmp(&self, other: &PortName) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -42,16 +96,25 @@ impl FromStr for PortName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<PortName, NameError> {
-        let bad = || NameError(format!("{:?} is not a port: write phy:N, vhost:N or ring:N", clip(text)));
-        let (kind, number) = text.split_once(':').ok_or_else(bad)?;
-        if number.is_empty() || !number.bytes().all(|c| c.is_ascii_digit()) {
-            return Err(bad());
+        let bad = || {
+            let what = "is not a port: write phy:N, vhost:N or ring:N, or one queue: phy:NnqQ, vhost:NnqQ";
+            NameError(format!("{:?} {what}", clip(text)))
+        };
+        fn number<T: FromStr>(text: &str) -> Option<T> {
+            let digits = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+            digits.then(|| text.parse().ok()).flatten()
         }
-        let number: u32 = number.parse().map_err(|_| bad())?;
-        match kind {
-            "phy" => Ok(PortName::Phy(number)),
-            "vhost" => Ok(PortName::Vhost(number)),
-            "ring" => Ok(PortName::Ring(number)),
+        let (kind, rest) = text.split_once(':').ok_or_else(bad)?;
+        let (n, queue) = match rest.split_once("nq") {
+            Some((n, queue)) => (n, Some(number::<u16>(queue).ok_or_else(bad)?)),
+            None => (rest, None),
+        };
+        let n: u32 = number(n).ok_or_else(bad)?;
+        match (kind, queue) {
+            ("phy", queue) => Ok(PortName::phy(n, queue.unwrap_or(0))),
+            ("vhost", None) => Ok(PortName::Vhost(n)),
+            ("vhost", Some(queue)) => Ok(PortName::VhostQueue(n, queue)),
+            ("ring", None) => Ok(PortName::Ring(n)),
             _ => Err(bad()),
         }
     }
@@ -61,7 +124,9 @@ impl fmt::Display for PortName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PortName::Phy(n) => write!(f, "phy:{n}"),
+            PortName::PhyQueue(n, queue) => write!(f, "phy:{n}nq{queue}"),
             PortName::Vhost(n) => write!(f, "vhost:{n}"),
+            PortName::VhostQueue(n, queue) => write!(f, "vhost:{n}nq{queue}"),
             PortName::Ring(n) => write!(f, "ring:{n}"),
             PortName::Local(n) => write!(f, "local:{n}"),
         }
@@ -163,9 +228,20 @@ mod tests {
 
     #[test]
     fn port_names_round_trip() {
-        for text in ["phy:0", "vhost:33", "ring:4294967295"] {
+        for text in ["phy:0", "phy:3nq1", "vhost:33", "vhost:0nq0", "vhost:33nq65535", "ring:4294967295"] {
             assert_eq!(text.parse::<PortName>().unwrap().to_string(), text);
         }
+        assert_eq!("phy:7nq0".parse(), Ok(PortName::Phy(7)), "a NIC's first queue pair has two names");
+    }
+
+    #[test]
+    fn ports_are_in_order_of_kind_number_and_queue() {
+        let sorted =
+            ["phy:0", "phy:0nq1", "phy:0nq10", "phy:1", "vhost:0", "vhost:0nq0", "vhost:0nq2", "vhost:1"];
+        let mut ports: Vec<PortName> = sorted.iter().rev().map(|text| text.parse().unwrap()).collect();
+        ports.sort_unstable();
+        assert_eq!(ports.iter().map(PortName::to_string).collect::<Vec<_>>(), sorted);
+        assert!(ports.iter().all(|port| *port < PortName::Ring(0) && PortName::Ring(9) < PortName::Local(0)));
     }
 
     #[test]
@@ -177,7 +253,13 @@ mod tests {
             "phy:-1",
             "phy:+1",
             "phy:1 ",
-            "phy:0nq1",
+            "phy:0nq",
+            "phy:nq1",
+            "phy:0 nq 1",
+            "vhost:0nq-1",
+            "vhost:0nq65536",
+            "vhost:0nq1nq1",
+            "ring:0nq1",
             "ring:4294967296",
             "tap:0",
             "PHY:0",

@@ -7,6 +7,7 @@
 mod build;
 mod handle;
 mod nic;
+mod queues;
 mod report;
 mod supervise;
 mod switchboard;
@@ -270,7 +271,11 @@ impl Node {
     /// Makes the cores run what the topology asks for, as far as the devices are there.
     fn settle(&mut self) -> Result<(), NodeError> {
         let wanted = Wiring::compile(&self.topology, &self.missing());
+        self.add_queue_halves(&wanted);
+        self.drain_leaving_queues(&wanted)?;
+        let before = self.board.running().clone();
         self.board.settle(&wanted)?;
+        self.deal_queues(&before)?;
         self.board.forget_all_but(&self.topology);
         // What is left in a ring that nobody serves must not come out when somebody does again.
         (0..self.nics.len() as u32).for_each(|number| self.board.purge(PortName::Local(number)));
@@ -290,9 +295,9 @@ impl Node {
 
     /// NICs whose queues are not there, and vhost ports that are being reset.
     fn missing(&self) -> BTreeSet<PortName> {
-        let down = self.nics.iter().filter(|nic| !nic.is_running()).map(|nic| nic.port);
+        let down = self.nics.iter().filter(|nic| !nic.is_running()).flat_map(Nic::ports);
         let reset = (0..).zip(&self.vhost_lives).filter(|(_, life)| life.down);
-        let reset = reset.map(|(id, _)| PortName::Vhost(id));
+        let reset = reset.flat_map(|(id, _)| queues::ports(id));
         down.chain(reset).chain(self.board.lost()).collect()
     }
 
@@ -300,11 +305,13 @@ impl Node {
     fn shut_down(&mut self) {
         let mut parked = self.board.stop();
         for (port, id) in self.vhosts.drain(..).zip(0..) {
-            let name = PortName::Vhost(id);
-            let (rx, tx) = (parked.rx.remove(&name), parked.tx.remove(&name));
+            let halves = parked.take_all(queues::ports(id));
             if let Some(port) = port {
-                vhost::close(port, rx, tx);
+                vhost::close(port, halves);
             }
+        }
+        for life in &mut self.vhost_lives {
+            life.wait_closed();
         }
         for nic in &mut self.nics {
             nic.stop(&mut parked);

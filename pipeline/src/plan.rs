@@ -5,9 +5,12 @@
 //! with a [`Change`]. A plan owns no packets and no queues, so dropping one is always safe.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use arrayvec::ArrayVec;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, SharedStats};
+use spp_vhost::{Live, MAX_PAIRS, flow};
 
 use crate::stats::ComponentStats;
 use crate::table::Table;
@@ -79,8 +82,53 @@ pub struct TxEdge {
     pub full: WhenFull,
     /// The guest, by vhost id, whose packets go here and nobody else's.
     pub guest: Option<u16>,
+    /// A classifier's outputs that take these packets in its place, by flow.
+    pub sharing: Option<Box<Sharing>>,
     /// Packets the half took, and drops that happened on this side of the component.
     pub stats: SharedStats,
+}
+
+/// The outputs that share the packets of one guest.
+pub struct Sharing {
+    members: Box<[Member]>,
+}
+
+/// One of them.
+pub struct Member {
+    /// Its number among the outputs of the component.
+    pub output: u16,
+    /// Whether the guest takes packets that go there.
+    pub live: Live,
+}
+
+/// Most outputs that share a guest.
+const MAX_MEMBERS: usize = MAX_PAIRS + 1;
+
+impl Sharing {
+    /// Sharing between these.
+    ///
+    /// # Panics
+    /// If there are none, or more than a port has queues.
+    pub fn new(members: Vec<Member>) -> Sharing {
+        assert!((1..=MAX_MEMBERS).contains(&members.len()), "outputs that share a guest: 1 to {MAX_MEMBERS}");
+        Sharing { members: members.into() }
+    }
+
+    /// The output of a frame: its flow's, among those that lead to a queue the guest has enabled. With none enabled it is
+    /// dropped at the end of the first.
+    #[inline(never)]
+    pub fn pick(&self, frame: &[u8]) -> u16 {
+        let mut live: ArrayVec<u16, MAX_MEMBERS> = ArrayVec::new();
+        let alive = self.members.iter().filter(|member| member.live.load(Ordering::Relaxed));
+        live.extend(alive.map(|member| member.output));
+        // Other bits of the hash than the port chooses among its queues by.
+        let nth = || flow::pick(flow::hash(frame).rotate_left(16), live.len());
+        match live.as_slice() {
+            [] => self.members[0].output,
+            [only] => *only,
+            several => several[nth()],
+        }
+    }
 }
 
 /// What an output does with frames its queue does not take.

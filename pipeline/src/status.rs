@@ -126,6 +126,9 @@ impl From<StatsSnapshot> for Counters {
 pub struct NicStatus {
     /// `phy:0`.
     pub port: String,
+    /// Queue pairs it was started with.
+    #[serde(default = "one")]
+    pub queue_pairs: u16,
     /// PCI address in full, or the software device's specification.
     pub address: String,
     /// Driver.
@@ -146,6 +149,10 @@ pub struct NicStatus {
     pub tx: Counters,
     /// The device's own counters, by the names of its datasheet.
     pub device: BTreeMap<String, u64>,
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// A link in words.
@@ -244,6 +251,9 @@ pub struct VhostStatus {
     pub features: Vec<String>,
     /// What is plugged.
     pub plug: Option<PlugStatus>,
+    /// Queue pairs the guest has set up, up to the last one.
+    #[serde(default)]
+    pub queues: Vec<QueueStatus>,
     /// Sent to the guest.
     pub to_guest: Counters,
     /// Received from the guest.
@@ -251,6 +261,26 @@ pub struct VhostStatus {
     /// Times it was reset because its code panicked.
     #[serde(default)]
     pub resets: u64,
+}
+
+/// A queue pair of a vhost port, by number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// To the guest.
+    pub to_guest: RingUse,
+    /// From the guest.
+    pub from_guest: RingUse,
+}
+
+/// One direction of a queue pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingUse {
+    /// Polled and enabled.
+    pub running: bool,
+    /// Frames moved.
+    pub packets: u64,
+    /// The component that has it; none while nobody does.
+    pub component: Option<String>,
 }
 
 /// A plug.

@@ -7,6 +7,7 @@
 mod edit;
 mod local;
 mod plug;
+mod queues;
 mod tap;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,6 +122,8 @@ pub struct Vf {
 pub struct Topology {
     n_vhost: u32,
     n_rings: u32,
+    /// Queue pairs of each NIC.
+    phy_queues: Vec<u16>,
     gate_unplugged: bool,
     vfs: Vec<Vf>,
     plugs: BTreeMap<u32, Plugged>,
@@ -170,6 +173,7 @@ impl Topology {
         let mut topology = Topology {
             n_vhost: config.n_vhost(),
             n_rings: config.n_rings(),
+            phy_queues: (0..config.vfs.len()).map(|index| config.n_queue_pairs(index)).collect(),
             gate_unplugged,
             vfs: vfs.collect(),
             plugs: BTreeMap::new(),
@@ -328,8 +332,8 @@ impl Topology {
     /// `depth` bounds the walk in topologies that run in circles.
     fn only_from_unplugged(&self, port: PortName, depth: usize) -> bool {
         match port {
-            PortName::Phy(_) | PortName::Local(_) => false,
-            PortName::Vhost(vhost) => !self.plugs.contains_key(&vhost),
+            PortName::Phy(_) | PortName::PhyQueue(..) | PortName::Local(_) => false,
+            PortName::Vhost(vhost) | PortName::VhostQueue(vhost, _) => !self.plugs.contains_key(&vhost),
             PortName::Ring(_) => match self.user_of((Direction::Tx, port)) {
                 Some(from) if depth > 0 && from.kind != ComponentKind::Classifier => {
                     let mut inputs = from.rx.iter();

@@ -176,7 +176,7 @@ mod tests {
                     "command error: Invalid value (port)",
                 ),
                 (
-                    r#"{"action": "attach", "port": "phy:0nq1", "dir": "rx"}"#,
+                    r#"{"action": "attach", "port": "ring:0nq1", "dir": "rx"}"#,
                     "command error: Invalid value (port)",
                 ),
                 (

@@ -13,6 +13,7 @@ use spp_drivers::port::RxQueue;
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst, MacAddr};
 
+use crate::deal::Seat;
 use crate::lanes::{Lane, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
@@ -50,10 +51,15 @@ impl FromGuest {
         FromGuest { lanes, stats: QueueStats::shared(), next: 0, max_frame_bytes }
     }
 
+    /// As [`ToGuest::sit`](crate::ToGuest).
+    pub(crate) fn sit(&mut self, seat: Seat) {
+        self.lanes.sit(seat);
+    }
+
     /// Takes what one ring has, as far as `out` and the budget go.
     #[inline(always)]
     fn receive_on(&mut self, nth: usize, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> usize {
-        let Lane { mailbox, stats } = self.lanes.active(nth);
+        let Lane { mailbox, stats, .. } = self.lanes.active(nth);
         let Some((ring, enabled)) = mailbox.ring() else { return 0 };
         let taken = if enabled {
             let max_frame_bytes = self.max_frame_bytes;

@@ -5,6 +5,7 @@
 //! [`vring`] (guest memory and the ring walk), [`from_guest`] and [`to_guest`] (what a core
 //! polls), [`wire`] (a socket as a NIC), [`guest`] (a VM played in this process).
 
+pub mod deal;
 pub mod device;
 pub mod dirty;
 pub mod flow;
@@ -27,10 +28,12 @@ pub mod to_guest;
 pub mod vring;
 pub mod wire;
 
+pub use deal::Live;
 pub use from_guest::FromGuest;
-pub use port::{PortConfig, VhostError, VhostPort};
+pub use port::{Halves, PortConfig, VhostError, VhostPort};
 pub use status::{PortState, PortStatus, QueueStatus, RingStatus};
 pub use to_guest::ToGuest;
+pub use vring::MAX_PAIRS;
 pub use wire::Wire;
 
 /// Who listens on a socket.

@@ -2,7 +2,6 @@
 //! halves go to cores.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use std::time::{Duration, Instant};
 use spp_drivers::dma::Pool;
 use spp_drivers::port::{RxQueue, TxQueue};
 
+use crate::deal::Dealer;
 use crate::device::Device;
 use crate::handover::{Handover, RingState, handover};
 use crate::lanes::{Lane, LaneStats};
@@ -73,6 +73,19 @@ pub struct VhostPort {
     board: Arc<Board>,
     stop: Stop,
     thread: Option<JoinHandle<()>>,
+    pool: Pool,
+    /// Of the queues to the guest, and from it. Never locked: the status of a port may be asked for by several threads.
+    dealers: Mutex<[Dealer; 2]>,
+}
+
+/// A further pair of halves of a port, see [`VhostPort::add_halves`].
+pub struct Halves {
+    /// Their number; what [`VhostPort::open`] returns has number 0.
+    pub number: usize,
+    /// The sending half.
+    pub to_guest: ToGuest,
+    /// The receiving half.
+    pub from_guest: FromGuest,
 }
 
 impl VhostPort {
@@ -104,12 +117,11 @@ impl VhostPort {
                 VhostError::Socket { name: config.name.clone(), path: config.path.clone(), source }
             })?),
         };
-        let Rings { handovers, states, to_guest, from_guest } = Rings::new(pool, n_sets);
-        let stats = [
-            to_guest.iter().map(|half| half.stats()).collect(),
-            from_guest.iter().map(|half| half.stats()).collect(),
-        ];
-        let board = Arc::new(Board::new(states, stats));
+        let Rings { handovers, states, dealers, to_guest, from_guest } = Rings::new(pool, n_sets);
+        let board = Arc::new(Board::new(states));
+        for (to, from) in to_guest.iter().zip(&from_guest) {
+            board.add_halves([to.stats(), from.stats()]);
+        }
         let stop = Stop::new().map_err(thread_error)?;
         let session = Session {
             name: config.name.clone(),
@@ -120,8 +132,54 @@ impl VhostPort {
             stop: stop.clone(),
         };
         let builder = std::thread::Builder::new().name(config.name.clone());
-        let thread = builder.spawn(move || session.run()).map_err(thread_error)?;
-        Ok((VhostPort { config, board, stop, thread: Some(thread) }, to_guest, from_guest))
+        let thread = Some(builder.spawn(move || session.run()).map_err(thread_error)?);
+        let port =
+            VhostPort { config, board, stop, thread, pool: pool.clone(), dealers: Mutex::new(dealers) };
+        Ok((port, to_guest, from_guest))
+    }
+
+    fn dealers(&mut self) -> &mut [Dealer; 2] {
+        self.dealers.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A further pair of halves, without queues as yet: [`gather`](Self::gather) and
+    /// [`hand_out`](Self::hand_out) give it some. It belongs to the port until the end.
+    pub fn add_halves(&mut self) -> Halves {
+        let pool = self.pool.clone();
+        let [to, from] = self.dealers();
+        let mut to_guest = ToGuest::new([], to.bell.clone());
+        let mut from_guest = FromGuest::new([], from.bell.clone(), &pool);
+        let (number, seat) = to.add();
+        to_guest.sit(seat);
+        let (twin, seat) = from.add();
+        from_guest.sit(seat);
+        self.board.add_halves([to_guest.stats(), from_guest.stats()]);
+        debug_assert_eq!(number, twin, "halves come and go in pairs");
+        Halves { number, to_guest, from_guest }
+    }
+
+    /// Says which pair of halves each queue is to be with, to the guest and from it, and takes those that are elsewhere from
+    /// their halves; running rings stay what they are, and the guest's frames wait. True when all of them are in hand, for
+    /// [`hand_out`](Self::hand_out); else to be called again, while the halves are polled.
+    ///
+    /// # Panics
+    /// If there are no such halves.
+    pub fn gather(&mut self, wanted: [[usize; MAX_PAIRS]; 2]) -> bool {
+        let gathered = self.dealers().iter_mut().zip(wanted).map(|(dealer, wanted)| {
+            dealer.want(wanted);
+            dealer.ask()
+        });
+        gathered.fold(true, |all, one| all & one)
+    }
+
+    /// True when queues are in hand, to the guest or from it.
+    pub fn has_gathered(&mut self) -> [bool; 2] {
+        self.dealers().each_ref().map(Dealer::holds_any)
+    }
+
+    /// Gives the queues in hand to the halves that are to have them. True when all queues are where they are to be.
+    pub fn hand_out(&mut self) -> bool {
+        self.dealers().iter_mut().fold(true, |all, dealer| all & dealer.hand_out())
     }
 
     /// The port now. From any thread; never waits for a core.
@@ -173,30 +231,34 @@ struct Rings {
     /// By ring index, as `states`.
     handovers: Vec<Handover>,
     states: Vec<(Arc<RingState>, LaneStats)>,
+    dealers: [Dealer; 2],
     to_guest: Vec<ToGuest>,
     from_guest: Vec<FromGuest>,
 }
 
 impl Rings {
     fn new(pool: &Pool, n_sets: usize) -> Rings {
-        // By half: number of the set, side.
-        let bells: Vec<[Arc<AtomicUsize>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
+        let mut dealers = [Dealer::new(n_sets), Dealer::new(n_sets)];
         let mut lanes: Vec<[Vec<Lane>; 2]> = (0..n_sets).map(|_| Default::default()).collect();
         let (mut handovers, mut states) = (Vec::new(), Vec::new());
         for index in 0..N_RINGS {
-            let (set, side) = (index / 2 % n_sets, index % 2);
-            let (handover, mailbox) = handover(bells[set][side].clone());
+            let (queue, side) = (index / 2, index % 2);
+            let (handover, mailbox) = handover(dealers[side].bell.clone());
             let stats = LaneStats::default();
             states.push((handover.state().clone(), stats.clone()));
             handovers.push(handover);
-            lanes[set][side].push(Lane::new(mailbox, stats));
+            lanes[queue % n_sets][side].push(Lane::new(mailbox, stats).of_queue(queue));
         }
         let (mut to_guest, mut from_guest) = (Vec::new(), Vec::new());
-        for (lanes, bells) in lanes.into_iter().zip(bells) {
-            let ([to_lanes, from_lanes], [to_bell, from_bell]) = (lanes, bells);
-            to_guest.push(ToGuest::new(to_lanes, to_bell));
-            from_guest.push(FromGuest::new(from_lanes, from_bell, pool));
+        for [to_lanes, from_lanes] in lanes {
+            let [to, from] = &mut dealers;
+            let mut half = ToGuest::new(to_lanes, to.bell.clone());
+            half.sit(to.add().1);
+            to_guest.push(half);
+            let mut half = FromGuest::new(from_lanes, from.bell.clone(), pool);
+            half.sit(from.add().1);
+            from_guest.push(half);
         }
-        Rings { handovers, states, to_guest, from_guest }
+        Rings { handovers, states, dealers, to_guest, from_guest }
     }
 }

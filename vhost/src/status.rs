@@ -127,14 +127,23 @@ pub(crate) struct Board {
     progress: Mutex<Progress>,
     /// By ring index.
     rings: Vec<(Arc<RingState>, LaneStats)>,
-    /// Of the halves to the guest, and from it.
-    stats: [Vec<SharedStats>; 2],
+    /// Of the halves to the guest, and from it; those of halves that are gone stay.
+    stats: Mutex<[Vec<SharedStats>; 2]>,
 }
 
 impl Board {
-    pub fn new(rings: Vec<(Arc<RingState>, LaneStats)>, stats: [Vec<SharedStats>; 2]) -> Self {
+    pub fn new(rings: Vec<(Arc<RingState>, LaneStats)>) -> Self {
         assert_eq!(rings.len(), N_RINGS, "every ring there could be");
-        Board { progress: Mutex::default(), rings, stats }
+        Board { progress: Mutex::default(), rings, stats: Mutex::default() }
+    }
+
+    fn stats(&self) -> MutexGuard<'_, [Vec<SharedStats>; 2]> {
+        self.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A further pair of halves counts there, to the guest and from it.
+    pub fn add_halves(&self, stats: [SharedStats; 2]) {
+        self.stats().iter_mut().zip(stats).for_each(|(all, one)| all.push(one));
     }
 
     /// Why a ring has stopped, if one has.
@@ -190,7 +199,8 @@ impl Board {
     }
 
     fn sum(&self, side: usize) -> StatsSnapshot {
-        let mut halves = self.stats[side].iter().map(|stats| stats.snapshot());
+        let stats = self.stats();
+        let mut halves = stats[side].iter().map(|stats| stats.snapshot());
         let mut sum = halves.next().unwrap_or_default();
         for half in halves {
             sum.packets += half.packets;

@@ -15,6 +15,7 @@ use spp_drivers::port::TxQueue;
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst};
 
+use crate::deal::{Live, Seat};
 use crate::flow;
 use crate::lanes::{Lane, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
@@ -40,10 +41,21 @@ impl ToGuest {
         ToGuest { lanes, stats: QueueStats::shared(), deal }
     }
 
+    /// The half shares its port: queues come and go at `seat`.
+    pub(crate) fn sit(&mut self, seat: Seat) {
+        self.lanes.sit(seat);
+        self.deal.get_or_insert_default();
+    }
+
+    /// Whether the guest has a queue of this half enabled: what is sent while it has not is dropped.
+    pub fn live(&self) -> Live {
+        self.lanes.live().clone()
+    }
+
     /// Sends on one ring. A ring that fails takes the rest along: it would only fail again.
     #[inline(always)]
     fn send_on(&mut self, nth: usize, pool: &mut PoolCache, from: &mut Burst) -> usize {
-        let Lane { mailbox, stats } = self.lanes.active(nth);
+        let Lane { mailbox, stats, .. } = self.lanes.active(nth);
         let sent = match mailbox.ring() {
             Some((ring, _)) => for_layout!(&mut ring.0, ring => send(ring, pool, from, &self.stats)),
             None => Err(RingFault::MemoryGone), // lanes without a ring are not active

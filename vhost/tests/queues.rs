@@ -5,6 +5,7 @@
 mod echo_port;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use echo_port::*;
@@ -12,7 +13,7 @@ use spp_drivers::Burst;
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache, PoolConfig};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_vhost::guest::{Guest, GuestConfig, MessageOrder, TX_RING};
-use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort, flow};
+use spp_vhost::{FromGuest, MAX_PAIRS, PortConfig, PortState, Role, ToGuest, VhostPort, flow};
 
 const FLOW_AT: usize = 34;
 const NUMBER_AT: usize = 42;
@@ -245,6 +246,85 @@ fn split_port_has_each_queue_in_the_half_of_its_number() {
         drop(guest);
         bench.close();
     }
+}
+
+/// Moves the queues; parked halves are served meanwhile.
+fn deal(bench: &mut Bench, wanted: [usize; MAX_PAIRS]) {
+    let deadline = Instant::now() + DEADLINE;
+    while !bench.port.gather([wanted; 2]) {
+        assert!(Instant::now() < deadline, "the queues are not given up");
+        bench.serve();
+    }
+    assert!(bench.port.hand_out());
+    bench.serve();
+}
+
+#[test]
+fn queues_move_between_halves_under_traffic_without_losing_or_reordering_a_frame() {
+    for packed in [false, true] {
+        let mut bench = Bench::open(1);
+        let mut guest = bench.attach(with_queues(4, packed));
+        let more = bench.port.add_halves();
+        assert_eq!(more.number, 1);
+        let live = [bench.to_guest[0].live(), more.to_guest.live()];
+        bench.to_guest.push(more.to_guest);
+        bench.from_guest.push(more.from_guest);
+        assert!(live[0].load(Ordering::Acquire) && !live[1].load(Ordering::Acquire));
+        let (mut sent, mut got, mut back) = ([0u32; 4], [0u32; 4], Vec::new());
+        for round in 0..200usize {
+            // Frames lie in the guest's rings while their queue moves.
+            for (pair, sent) in sent.iter_mut().enumerate() {
+                for _ in 0..5 {
+                    assert!(guest.send_on(pair, &frame(pair as u16, *sent)));
+                    *sent += 1;
+                }
+            }
+            let with_second = |queue: usize| round >> (queue % 4) & 1;
+            deal(&mut bench, std::array::from_fn(with_second));
+            assert_eq!(live[0].load(Ordering::Acquire), (0..4).any(|queue| with_second(queue) == 0));
+            for set in 0..2 {
+                for bytes in
+                    std::iter::repeat_with(|| bench.receive(set)).take(2).flatten().collect::<Vec<_>>()
+                {
+                    let (flow, number) = read(&bytes);
+                    assert_eq!(with_second(flow.into()), set, "half of queue {flow}");
+                    assert_eq!(number, std::mem::replace(&mut got[usize::from(flow)], number + 1));
+                }
+                let burst: Vec<_> = (0..8).map(|flow| frame(flow, round as u32)).collect();
+                let n_queues = (0..4).filter(|queue| with_second(*queue) == set).count();
+                assert_eq!(bench.send(set, &burst), 8);
+                let mut taken = 0;
+                for pair in 0..4 {
+                    while guest.receive_on(pair, &mut back) {
+                        assert_eq!(with_second(pair), set);
+                        read(&back);
+                        taken += 1;
+                    }
+                }
+                assert_eq!(taken, if n_queues == 0 { 0 } else { 8 });
+            }
+        }
+        assert_eq!(got, sent);
+        let counted = bench.port.status().from_guest.packets;
+        assert_eq!(counted, sent.iter().map(|n| u64::from(*n)).sum::<u64>(), "all halves count");
+        drop(guest);
+        bench.close();
+    }
+}
+
+#[test]
+fn queue_wanted_back_before_its_half_looked_goes_where_it_was_wanted_last() {
+    let mut bench = Bench::open(2);
+    let guest = bench.attach(with_queues(2, false));
+    for round in 0..100 {
+        // Nobody polls: requests pile up, but no more than there is room for.
+        assert!(!bench.port.gather([[round % 2; MAX_PAIRS]; 2]) && !bench.port.hand_out());
+    }
+    deal(&mut bench, [1; MAX_PAIRS]);
+    assert_eq!(bench.send(1, &[frame(1, 1)]), 1);
+    assert_eq!(bench.port.status().to_guest.packets, 1);
+    drop(guest);
+    bench.close();
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn rx(slot: u16, vlan: VlanOp) -> RxEdge {
 }
 
 fn tx(slot: u16, vlan: VlanOp) -> TxEdge {
-    TxEdge { slot: TxSlot(slot), vlan, full: FULL, guest: None, stats: QueueStats::shared() }
+    TxEdge { slot: TxSlot(slot), vlan, full: FULL, guest: None, sharing: None, stats: QueueStats::shared() }
 }
 
 fn forward(on_rx: VlanOp, on_tx: VlanOp) -> Work {

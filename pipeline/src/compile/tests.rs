@@ -243,6 +243,7 @@ fn port() -> impl Strategy<Value = PortName> {
     prop_oneof![
         (0..3u32).prop_map(PortName::Phy),
         (0..5u32).prop_map(PortName::Vhost),
+        (0..5u32, 0..3u16).prop_map(|(vhost, queue)| PortName::VhostQueue(vhost, queue)),
         (0..9u32).prop_map(PortName::Ring)
     ]
 }

@@ -34,11 +34,13 @@ const CACHE: u32 = 128;
 /// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 3072 + 20 x 192 + 12 x 128 = 27,904 buffers, 63 MB.
 pub fn pool_buffers(config: &NodeConfig) -> u32 {
     let (n_nics, n_vhost) = (config.vfs.len() as u32, config.n_vhost());
-    let n_components = 2 * n_vhost + 2 * n_nics + config.mirrors.len() as u32;
+    let n_nic_pairs: u32 = (0..config.vfs.len()).map(|nic| u32::from(config.n_queue_pairs(nic))).sum();
+    let configured = config.vfs.iter().flat_map(|vf| vf.components.iter().flatten()).count() as u32;
+    let n_components = configured.max(2 * n_vhost + 2 * n_nics) + config.mirrors.len() as u32;
     (config.n_rings() + n_nics) * RING_SLOTS as u32
-        + n_nics * 2 * NIC_RING
+        + n_nic_pairs * 2 * NIC_RING
         + n_components * (CACHE + 2 * BURST as u32)
-        + (n_vhost + 2 * n_nics) * CACHE
+        + (n_vhost + 2 * n_nic_pairs) * CACHE
 }
 
 pub(super) fn build(
@@ -99,7 +101,7 @@ fn open_nics(config: &NodeConfig, space: &DmaSpace, open: OpenDevice<'_>) -> Res
         let owner = vf.owner(index);
         let device = open(&vf.address, space);
         let device = device.map_err(|source| NodeError::Device { owner: owner.clone(), source })?;
-        nics.push(Nic::new(PortName::Phy(index as u32), owner, device));
+        nics.push(Nic::new(index as u32, owner, device, config.n_queue_pairs(index)));
     }
     Ok(nics)
 }

@@ -26,7 +26,7 @@ enum State {
 }
 
 pub(super) struct Nic {
-    pub port: PortName,
+    number: u32,
     /// How errors call it.
     pub owner: String,
     device: Box<dyn Device>,
@@ -34,17 +34,36 @@ pub(super) struct Nic {
     pause: Duration,
     restarts: u64,
     link: Option<Link>,
-    stats: Option<[SharedStats; 2]>,
+    /// Queue pairs it is started with.
+    n_queue_pairs: u16,
+    /// Of its queue pairs while somebody has them.
+    stats: Option<Vec<[SharedStats; 2]>>,
     /// What the queues before the last restart had counted.
     before: [Counters; 2],
 }
 
 impl Nic {
-    /// A device that is open but not started.
-    pub fn new(port: PortName, owner: String, device: Box<dyn Device>) -> Nic {
+    /// A device that is open but not started. Its queue pairs are to be ports of their own.
+    pub fn new(number: u32, owner: String, device: Box<dyn Device>, n_queue_pairs: u16) -> Nic {
         let state = State::Down { reason: "not started".to_owned(), retry_at: Instant::now() };
-        let before = Default::default();
-        Nic { port, owner, device, state, pause: FIRST_PAUSE, restarts: 0, link: None, stats: None, before }
+        Nic {
+            number,
+            owner,
+            device,
+            state,
+            pause: FIRST_PAUSE,
+            restarts: 0,
+            link: None,
+            n_queue_pairs,
+            stats: None,
+            before: Default::default(),
+        }
+    }
+
+    /// Its queue pairs as ports.
+    pub fn ports(&self) -> impl Iterator<Item = PortName> + use<> {
+        let number = self.number;
+        (0..self.n_queue_pairs).map(move |queue| PortName::phy(number, queue))
     }
 
     pub fn is_running(&self) -> bool {
@@ -61,23 +80,34 @@ impl Nic {
         if let Err(error) = self.device.set_promiscuous(true) {
             tracing::warn!(nic = %self.owner, %error, "not promiscuous: frames to guests may not come through");
         }
-        let mut queues = self.device.start(pool, 1)?;
-        let (Some(rx), Some(tx)) = (queues.rx.pop(), queues.tx.pop()) else {
+        let (wanted, offered) = (self.n_queue_pairs, self.device.info().n_queue_pairs);
+        if wanted > offered {
+            let what = format!("has {offered} queue pair(s), and the configuration names {wanted}");
+            return Err(PortError::new(
+                self.device.info().address,
+                what,
+                format!("attach phy:{0} to phy:{0}nq{1} at most", self.number, offered.saturating_sub(1)),
+            ));
+        }
+        let queues = self.device.start(pool, wanted)?;
+        if (queues.rx.len(), queues.tx.len()) != (wanted.into(), wanted.into()) {
             self.device.stop(queues);
-            return Err(PortError::new(&self.owner, "started without queues", ""));
-        };
-        self.stats = Some([rx.stats(), tx.stats()]);
-        parked.rx.insert(self.port, rx);
-        parked.tx.insert(self.port, tx);
+            return Err(PortError::new(&self.owner, "started with other queues than it was asked for", ""));
+        }
+        let pairs = queues.rx.iter().zip(&queues.tx);
+        self.stats = Some(pairs.map(|(rx, tx)| [rx.stats(), tx.stats()]).collect());
+        parked.rx.extend(self.ports().zip(queues.rx));
+        parked.tx.extend(self.ports().zip(queues.tx));
         self.state = State::Running { since: Instant::now() };
         Ok(())
     }
 
-    /// Stops the device, with its queues if they are parked.
+    /// Stops the device, with those of its queues that are parked.
     pub fn stop(&mut self, parked: &mut Parked) {
-        let rx = parked.rx.remove(&self.port);
-        let tx = parked.tx.remove(&self.port);
-        let queues = Queues { rx: rx.into_iter().collect(), tx: tx.into_iter().collect() };
+        let queues = Queues {
+            rx: self.ports().filter_map(|port| parked.rx.remove(&port)).collect(),
+            tx: self.ports().filter_map(|port| parked.tx.remove(&port)).collect(),
+        };
         self.before = self.counters();
         self.stats = None;
         self.device.stop(queues);
@@ -142,8 +172,10 @@ impl Nic {
     /// Received and sent, over all restarts.
     fn counters(&self) -> [Counters; 2] {
         let mut counters = self.before.clone();
-        for (sum, now) in counters.iter_mut().zip(self.stats.iter().flatten()) {
-            sum.add(Counters::from(now.snapshot()));
+        for pair in self.stats.iter().flatten() {
+            for (sum, now) in counters.iter_mut().zip(pair) {
+                sum.add(Counters::from(now.snapshot()));
+            }
         }
         counters
     }
@@ -165,7 +197,8 @@ impl Nic {
         };
         let [rx, tx] = self.counters();
         NicStatus {
-            port: self.port.to_string(),
+            port: PortName::Phy(self.number).to_string(),
+            queue_pairs: self.n_queue_pairs,
             address: info.address,
             driver: info.driver.to_owned(),
             mac: self.device.mac(),

@@ -7,11 +7,12 @@ use spp_drivers::ring_port::RING_SLOTS;
 use spp_vhost::{Role, VhostPort};
 
 use super::Node;
+use crate::compile::queue_owners;
 use crate::names::PortName;
 use crate::stats::Cycles;
 use crate::status::{
-    ComponentStatus, Counters, EdgeStatus, MirrorStatus, NodeStatus, PlugStatus, PoolStatus, RingStatus,
-    VfStatus, VhostStatus, vlan_text,
+    ComponentStatus, Counters, EdgeStatus, MirrorStatus, NodeStatus, PlugStatus, PoolStatus, QueueStatus,
+    RingStatus, RingUse, VfStatus, VhostStatus, vlan_text,
 };
 use crate::topology::{Attachment, Component, ComponentId, Direction, Mirror, Topology};
 
@@ -89,7 +90,7 @@ impl Node {
                 .iter()
                 .map(|component| self.component_status(component, wired))
                 .collect(),
-            vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id)).collect(),
+            vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id, wired)).collect(),
         }
     }
 
@@ -150,7 +151,7 @@ impl Node {
         }
     }
 
-    fn vhost_status(&self, id: u32) -> VhostStatus {
+    fn vhost_status(&self, id: u32, wired: &Topology) -> VhostStatus {
         let life = &self.vhost_lives[id as usize];
         let status = self.vhosts[id as usize].as_ref().map(VhostPort::status).or_else(|| life.last.clone());
         let status = status.expect("a port is open, or was, when its status was kept");
@@ -160,6 +161,18 @@ impl Node {
             sum.add(now);
             sum
         };
+        let named = [Direction::Tx, Direction::Rx].map(|direction| self.board.running().ports(direction));
+        let owners = named.map(|named| queue_owners(id, &named));
+        let ring_use = |side: usize, queue: usize, ring: &spp_vhost::RingStatus| {
+            let end = ([Direction::Tx, Direction::Rx][side], owners[side][queue]);
+            let component = wired.user_of(end).map(|component| component.name.clone());
+            RingUse { running: ring.running, packets: ring.packets, component }
+        };
+        let queue = |(n, queue): (usize, &spp_vhost::QueueStatus)| QueueStatus {
+            to_guest: ring_use(0, n, &queue.to_guest),
+            from_guest: ring_use(1, n, &queue.from_guest),
+        };
+        let queues = status.queues.iter().enumerate().map(queue).collect();
         VhostStatus {
             id,
             port: status.name,
@@ -173,6 +186,7 @@ impl Node {
             mtu: status.mtu,
             features: status.features.into_iter().map(str::to_owned).collect(),
             plug: plug.map(|plug| PlugStatus { mac: plug.mac, vlan: plug.vlan }),
+            queues,
             to_guest: counters(0, status.to_guest.into()),
             from_guest: counters(1, status.from_guest.into()),
             resets: life.resets,

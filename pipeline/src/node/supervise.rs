@@ -50,14 +50,13 @@ impl Node {
     fn watch_devices(&mut self) {
         for index in 0..self.nics.len() {
             self.nics[index].check();
-            let port = self.nics[index].port;
             if self.nics[index].is_running() {
                 continue;
             }
             if self.nics[index].has_queues() {
                 // Its queues leave their cores; all else goes on.
                 self.settle_or_note();
-                if !self.board.gives_back(port) {
+                if !self.nics[index].ports().all(|port| self.board.gives_back(port)) {
                     continue; // a core that does not answer still has one: never two sets of queues
                 }
                 self.nics[index].stop(&mut self.board.parked);
@@ -65,7 +64,7 @@ impl Node {
             if self.nics[index].wants_restart()
                 && self.nics[index].restart(&self.pool, &mut self.board.parked)
             {
-                self.board.found(port);
+                self.nics[index].ports().for_each(|port| self.board.found(port));
                 self.settle_or_note();
             }
         }

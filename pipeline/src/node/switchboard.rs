@@ -10,12 +10,14 @@ use spp_drivers::dma::Pool;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::tsc;
+use spp_vhost::Live;
 
 use super::NodeError;
-use crate::compile::{Input, Running, Step, Wiring, steps};
+use crate::compile::{Input, Running, Share, Step, Wiring, steps};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::{
-    Change, ComponentPlan, CorePlan, Done, Origin, RxEdge, RxSlot, TxEdge, TxSlot, WhenFull, Work,
+    Change, ComponentPlan, CorePlan, Done, Member, Origin, RxEdge, RxSlot, Sharing, TxEdge, TxSlot, WhenFull,
+    Work,
 };
 use crate::stats::{ComponentStats, Cycles};
 use crate::table::{Dst, TableBuilder};
@@ -33,7 +35,23 @@ pub(super) struct Parked {
     pub tx: BTreeMap<PortName, Box<dyn TxQueue>>,
 }
 
+/// Halves that are taken out of the node for good.
+pub(super) struct Halves {
+    pub rx: Vec<Box<dyn RxQueue>>,
+    pub tx: Vec<Box<dyn TxQueue>>,
+}
+
 impl Parked {
+    /// Takes out the halves of these ports, as far as they are here.
+    pub fn take_all(&mut self, ports: impl Iterator<Item = PortName>) -> Halves {
+        let (mut rx, mut tx) = (Vec::new(), Vec::new());
+        for port in ports {
+            rx.extend(self.rx.remove(&port));
+            tx.extend(self.tx.remove(&port));
+        }
+        Halves { rx, tx }
+    }
+
     fn has(&self, (direction, port): PortEnd) -> bool {
         match direction {
             Direction::Rx => self.rx.contains_key(&port),
@@ -100,6 +118,8 @@ pub(super) struct Switchboard {
     component_stats: BTreeMap<ComponentId, Arc<ComponentStats>>,
     /// Ports whose halves ended with their worker.
     lost: BTreeSet<PortName>,
+    /// Whether guests take packets from the ports of vhosts, and from their queues.
+    pub live: BTreeMap<PortName, Live>,
 }
 
 impl Switchboard {
@@ -115,7 +135,13 @@ impl Switchboard {
             edge_stats: BTreeMap::new(),
             component_stats: BTreeMap::new(),
             lost: BTreeSet::new(),
+            live: BTreeMap::new(),
         }
+    }
+
+    /// What the cores run.
+    pub fn running(&self) -> &Wiring {
+        &self.running
     }
 
     /// Makes the cores run `wanted`. Threads that are needed are started before anything changes, and
@@ -247,7 +273,8 @@ impl Switchboard {
             let (slot, stats) = (TxSlot(slots.find(end)), self.edge(running.id, end));
             let (full, guest) =
                 (when_full(running.kind, output.port), output.guest.map(|vhost| vhost as u16));
-            let edge = TxEdge { slot, vlan: output.vlan, full, guest, stats };
+            let sharing = output.share.map(|share| Box::new(self.sharing(running, share.vhost)));
+            let edge = TxEdge { slot, vlan: output.vlan, full, guest, sharing, stats };
             match output.port {
                 PortName::Local(_) => local = Some(edge),
                 _ => tx.push(edge),
@@ -272,6 +299,23 @@ impl Switchboard {
             }
         };
         ComponentPlan { name: running.name.clone(), work, stats: self.component(running.id) }
+    }
+
+    /// The outputs a classifier spreads a guest's packets over: those by which they get there.
+    fn sharing(&self, classifier: &Running, vhost: u32) -> Sharing {
+        let shares = classifier.tx.iter().map(|tx| tx.share.filter(|share| share.vhost == vhost));
+        let all: Vec<(u16, Share)> = (0..).zip(shares).filter_map(|(n, share)| Some((n, share?))).collect();
+        let live = |share: &Share| share.by.and_then(|port| self.live.get(&port)).cloned();
+        let members = all.iter().filter_map(|(output, share)| {
+            let output = *output;
+            live(share).map(|live| Member { output, live })
+        });
+        let mut members: Vec<Member> = members.collect();
+        if members.is_empty() {
+            let dead = Live::default();
+            members.extend(all.first().map(|(output, _)| Member { output: *output, live: dead }));
+        }
+        Sharing::new(members)
     }
 
     /// The counters of a component.
@@ -406,8 +450,8 @@ fn when_full(kind: ComponentKind, port: PortName) -> WhenFull {
     let reason = match port {
         PortName::Ring(_) => DropReason::RingFull,
         PortName::Local(_) => return WhenFull::Drop(DropReason::LocalRingFull),
-        PortName::Vhost(_) => DropReason::GuestRingFull,
-        PortName::Phy(_) => DropReason::TxTimeout,
+        PortName::Vhost(_) | PortName::VhostQueue(..) => DropReason::GuestRingFull,
+        PortName::Phy(_) | PortName::PhyQueue(..) => DropReason::TxTimeout,
     };
     match kind {
         ComponentKind::Classifier => WhenFull::Drop(reason),

@@ -3,7 +3,9 @@
 //! A panic inside a queue half is caught by its core, which goes on with everything else. Here the port of that half
 //! is then closed and opened again, as if the node had just started it: the guest's machine reconnects.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spp_drivers::port::{RxQueue, TxQueue};
@@ -11,8 +13,8 @@ use spp_drivers::stats::SharedStats;
 use spp_vhost::{PortConfig, PortState, PortStatus, VhostPort};
 
 use super::build::offer_file;
-use super::switchboard::Parked;
-use super::{Node, NodeError};
+use super::switchboard::Halves;
+use super::{Node, NodeError, queues};
 use crate::names::PortName;
 use crate::status::Counters;
 
@@ -22,8 +24,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What the node knows of a vhost port beside the port itself.
 pub(super) struct VhostLife {
-    /// Counters of the halves to and from the guest.
-    stats: [SharedStats; 2],
+    /// Counters of its pairs of halves, to and from the guest.
+    pub stats: Vec<[SharedStats; 2]>,
+    /// Pairs of halves for queues by name; all other queues are with pair 0.
+    pub halves: BTreeMap<PortName, usize>,
     /// Panics of the halves that led to a reset.
     seen: u64,
     /// It is off its cores until it is opened again.
@@ -32,6 +36,8 @@ pub(super) struct VhostLife {
     pub resets: u64,
     pause: Duration,
     not_before: Option<Instant>,
+    /// The old port on its way out.
+    closing: Option<JoinHandle<()>>,
     /// What the halves before the last reset had counted, to and from the guest.
     pub before: [Counters; 2],
     panics_before: u64,
@@ -45,8 +51,26 @@ impl VhostLife {
         self.panics_before + if self.down { 0 } else { self.panics() }
     }
 
+    /// Waits for the old port's end, which comes in seconds at the latest.
+    pub fn wait_closed(&mut self) {
+        if let Some(closing) = self.closing.take()
+            && closing.join().is_err()
+        {
+            tracing::error!("closing a port has panicked");
+        }
+    }
+
+    fn can_t_open(&mut self, name: PortName, text: String) {
+        let Some(last) = self.last.as_mut().filter(|last| last.last_failure.as_ref() != Some(&text)) else {
+            return;
+        };
+        tracing::error!(port = %name, error = text, "the port can't be opened again; trying on");
+        last.state = PortState::Failed(text.clone());
+        last.last_failure = Some(text);
+    }
+
     fn panics(&self) -> u64 {
-        self.stats.iter().map(|stats| stats.panics.get()).sum()
+        self.stats.iter().flatten().map(|stats| stats.panics.get()).sum()
     }
 }
 
@@ -56,12 +80,14 @@ impl Node {
             let (port, stats) = self.open_vhost(id)?;
             self.vhosts.push(Some(port));
             self.vhost_lives.push(VhostLife {
-                stats,
+                stats: vec![stats],
+                halves: BTreeMap::new(),
                 seen: 0,
                 down: false,
                 resets: 0,
                 pause: FIRST_PAUSE,
                 not_before: None,
+                closing: None,
                 before: Default::default(),
                 panics_before: 0,
                 last: None,
@@ -88,6 +114,7 @@ impl Node {
         let config = PortConfig { offer_file, ..PortConfig::new(name.to_string(), path, role) };
         let (port, to_guest, from_guest) = VhostPort::open(config, &self.pool)?;
         let stats = [to_guest.stats(), from_guest.stats()];
+        self.board.live.insert(name, to_guest.live());
         self.board.parked.rx.insert(name, Box::new(from_guest));
         self.board.parked.tx.insert(name, Box::new(to_guest));
         Ok((port, stats))
@@ -111,61 +138,71 @@ impl Node {
         }
     }
 
-    /// Takes a port off its cores, closes it and opens it again. What fails is tried again by the next tick.
+    /// Takes a port off its cores, closes it and opens it again. What fails, or is not done yet, is tried again by the next tick.
     fn reset_vhost(&mut self, id: u32) {
         let (name, index) = (PortName::Vhost(id), id as usize);
-        if let Some(port) = self.vhosts[index].take() {
-            self.settle_or_note();
-            if !self.board.gives_back(name) {
-                self.vhosts[index] = Some(port);
-                return;
-            }
-            let mut last = port.status();
-            let Parked { rx, tx } = &mut self.board.parked;
-            let (rx, tx) = (rx.remove(&name), tx.remove(&name));
-            // Closed first: with both open they would be in each other's way at the socket.
-            close(port, rx, tx);
-            let life = &mut self.vhost_lives[index];
-            let counted = [std::mem::take(&mut last.to_guest), std::mem::take(&mut last.from_guest)];
-            for (sum, last) in life.before.iter_mut().zip(counted) {
-                sum.add(last.into());
-            }
-            life.panics_before += life.seen;
-            life.last = Some(last);
+        if self.vhosts[index].is_some() && !self.begin_close(id) {
+            return;
         }
+        let life = &mut self.vhost_lives[index];
+        if life.closing.as_ref().is_some_and(|closing| !closing.is_finished()) {
+            return;
+        }
+        life.wait_closed();
         match self.open_vhost(id) {
             Ok((port, stats)) => {
                 self.vhosts[index] = Some(port);
                 let life = &mut self.vhost_lives[index];
-                (life.stats, life.seen, life.down) = (stats, 0, false);
+                (life.stats, life.seen, life.down) = (vec![stats], 0, false);
                 life.resets += 1;
-                self.board.found(name);
+                queues::ports(id).for_each(|port| self.board.found(port));
                 self.settle_or_note();
             }
-            Err(error) => {
-                let text = error.to_string();
-                let life = &mut self.vhost_lives[index];
-                if let Some(last) =
-                    life.last.as_mut().filter(|last| last.last_failure.as_ref() != Some(&text))
-                {
-                    tracing::error!(port = %name, error = text, "the port can't be opened again; trying on");
-                    last.state = PortState::Failed(text.clone());
-                    last.last_failure = Some(text);
-                }
-            }
+            Err(error) => self.vhost_lives[index].can_t_open(name, error.to_string()),
         }
+    }
+
+    /// Takes a port off its cores and has it closed by a thread of its own: halves whose code has panicked may panic again, or not
+    /// answer, and this thread has other ports to serve. False when a core does not give its half back.
+    fn begin_close(&mut self, id: u32) -> bool {
+        let (name, index) = (PortName::Vhost(id), id as usize);
+        self.settle_or_note();
+        let there = |port: &PortName| *port == name || self.vhost_lives[index].halves.contains_key(port);
+        if !queues::ports(id).filter(there).all(|port| self.board.gives_back(port)) {
+            return false;
+        }
+        let Some(port) = self.vhosts[index].take() else { return true };
+        let mut last = port.status();
+        let halves = self.board.parked.take_all(queues::ports(id));
+        queues::ports(id).for_each(|port| {
+            self.board.live.remove(&port);
+        });
+        let life = &mut self.vhost_lives[index];
+        // Closed before it is opened again: with both open they would be in each other's way at the socket.
+        let closer = std::thread::Builder::new().name(format!("close-{name}"));
+        match closer.spawn(move || close(port, halves)) {
+            Ok(closing) => life.closing = Some(closing),
+            // Dropped with the port, which tells its thread to end.
+            Err(error) => tracing::error!(port = %name, %error, "no thread to close it"),
+        }
+        let counted = [std::mem::take(&mut last.to_guest), std::mem::take(&mut last.from_guest)];
+        for (sum, last) in life.before.iter_mut().zip(counted) {
+            sum.add(last.into());
+        }
+        life.panics_before += life.seen;
+        life.halves.clear();
+        life.last = Some(last);
+        true
     }
 }
 
 /// Closes a port whose halves may panic when they are asked for their rings: one that does is dropped.
-pub(super) fn close(port: VhostPort, mut rx: Option<Box<dyn RxQueue>>, mut tx: Option<Box<dyn TxQueue>>) {
+pub(super) fn close(port: VhostPort, halves: Halves) {
+    let (mut rx, mut tx) = (halves.rx, halves.tx);
+    let answers = |serve: &mut dyn FnMut()| catch_unwind(AssertUnwindSafe(serve)).is_ok();
     port.close_with(|| {
-        if catch_unwind(AssertUnwindSafe(|| rx.iter_mut().for_each(|half| half.poll_control()))).is_err() {
-            rx = None;
-        }
-        if catch_unwind(AssertUnwindSafe(|| tx.iter_mut().for_each(|half| half.poll_control()))).is_err() {
-            tx = None;
-        }
+        rx.retain_mut(|half| answers(&mut || half.poll_control()));
+        tx.retain_mut(|half| answers(&mut || half.poll_control()));
     });
 }
 
@@ -182,6 +219,7 @@ mod tests {
     use super::*;
     use crate::config::NodeConfig;
     use crate::node::NodeOptions;
+    use crate::node::switchboard::Parked;
     use crate::topology::Plug;
 
     const DEADLINE: Duration = Duration::from_secs(20);

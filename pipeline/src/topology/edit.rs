@@ -48,6 +48,7 @@ impl Topology {
     pub fn component_stop(&mut self, vf: u32, name: &str) -> Result<(), EditError> {
         let index = self.vf_index(vf)?;
         self.vfs[index].components.retain(|component| component.name != name);
+        self.plug_anew();
         Ok(())
     }
 
@@ -64,6 +65,7 @@ impl Topology {
         let (index, at) = self.find(vf, component)?;
         self.check_port_exists(port)?;
         check_vlan_op(vlan)?;
+        self.check_not_tapped(port)?;
         let target = &self.vfs[index].components[at];
         if let Some(user) = self.user_of((direction, port)) {
             let old = user.ends(direction).iter().find(|end| end.port == port).map(|end| end.vlan);
@@ -83,6 +85,7 @@ impl Topology {
         }
         self.vfs[index].components[at].ends_mut(direction).push(Attachment { port, vlan });
         self.vfs[index].seen.insert(port);
+        self.plug_anew();
         Ok(())
     }
 
@@ -97,6 +100,7 @@ impl Topology {
     ) -> Result<(), EditError> {
         let (index, at) = self.find(vf, component)?;
         self.vfs[index].components[at].ends_mut(direction).retain(|end| end.port != port);
+        self.plug_anew();
         Ok(())
     }
 
@@ -139,8 +143,8 @@ impl Topology {
 
     fn check_port_exists(&self, port: PortName) -> Result<(), EditError> {
         let (n, field, have, noun) = match port {
-            PortName::Phy(n) => (n, "port rxtx", self.vfs.len() as u32, "phy"),
-            PortName::Vhost(n) => (n, "port", self.n_vhost, "vhost"),
+            PortName::Phy(n) | PortName::PhyQueue(n, _) => (n, "port rxtx", self.vfs.len() as u32, "phy"),
+            PortName::Vhost(n) | PortName::VhostQueue(n, _) => (n, "port", self.n_vhost, "vhost"),
             PortName::Ring(n) => (n, "port", self.n_rings, "ring"),
             PortName::Local(_) => {
                 return Err(EditError::value("port", format!("{port} can't be attached by hand")));
@@ -150,7 +154,7 @@ impl Topology {
             return Err(EditError::value(field, format!("{port} is set aside for mirror {index}")));
         }
         if n < have {
-            return Ok(());
+            return self.check_queue_exists(port);
         }
         Err(EditError::value(
             field,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Attachment, Direction, Plug, PortEnd, Topology};
+use super::{Attachment, Direction, Plug, Plugged, PortEnd, Topology};
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 
@@ -29,8 +29,10 @@ impl Topology {
     }
 
     pub(super) fn guest_ends(&self) -> BTreeMap<PortEnd, u32> {
-        let ends = |(&vhost, plugged): (&u32, &super::Plugged)| {
-            [((Direction::Tx, plugged.to_guest), vhost), ((Direction::Rx, plugged.to_wire), vhost)]
+        let ends = |(&vhost, plugged): (&u32, &Plugged)| {
+            let to_guest = plugged.to_guest.iter().map(|&port| (Direction::Tx, port));
+            let to_wire = plugged.to_wire.iter().map(|&port| (Direction::Rx, port));
+            to_guest.chain(to_wire).map(move |end| (end, vhost)).collect::<Vec<_>>()
         };
         self.plugs.iter().flat_map(ends).collect()
     }

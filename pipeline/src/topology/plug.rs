@@ -32,16 +32,16 @@ impl std::fmt::Display for Plug {
 }
 
 /// A plug and where it was put, so that unplug takes back exactly that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugged {
     /// What was asked.
     pub plug: Plug,
     /// The vf that has the classifier entry.
     pub(super) vf: u32,
-    /// The classifier's output that leads to the guest.
-    pub(super) to_guest: PortName,
-    /// The input, from the guest, of the component that sends to the wire.
-    pub(super) to_wire: PortName,
+    /// The classifiers' outputs that lead to the guest: one, unless components share its queues, or its NIC's.
+    pub(super) to_guest: Vec<PortName>,
+    /// The inputs, from the guest, of components that send to the wire.
+    pub(super) to_wire: Vec<PortName>,
 }
 
 impl Topology {
@@ -51,13 +51,27 @@ impl Topology {
         let (vf, to_guest) = self.trace_to_guest(plug.vhost)?;
         let to_wire = self.trace_to_wire(plug.vhost)?;
         self.unwire(plug.vhost);
-        let entry = Entry { vid: plug.vlan, dst: Dst::Mac(plug.mac), port: to_guest };
-        if !self.vf(vf)?.entries.contains(&entry) {
-            self.table_add(vf, entry)?;
+        self.wire(plug, vf, to_guest, to_wire)
+    }
+
+    /// Wires a vhost that is not wired into these places.
+    pub(super) fn wire(
+        &mut self,
+        plug: &Plug,
+        vf: u32,
+        to_guest: Vec<PortName>,
+        to_wire: Vec<PortName>,
+    ) -> Result<(), EditError> {
+        for &port in &to_guest {
+            let entry = Entry { vid: plug.vlan, dst: Dst::Mac(plug.mac), port };
+            if !self.vf(vf)?.entries.contains(&entry) {
+                self.table_add(vf, entry)?;
+            }
         }
         if let Some(vid) = plug.vlan {
-            self.set_vlan((Direction::Tx, to_guest), None, VlanOp::Del);
-            self.set_vlan((Direction::Rx, to_wire), None, VlanOp::Add { vid, pcp: 0 });
+            let add = VlanOp::Add { vid, pcp: 0 };
+            to_guest.iter().for_each(|&port| self.set_vlan((Direction::Tx, port), None, VlanOp::Del));
+            to_wire.iter().for_each(|&port| self.set_vlan((Direction::Rx, port), None, add));
         }
         self.plugs.insert(plug.vhost, Plugged { plug: *plug, vf, to_guest, to_wire });
         Ok(())
@@ -71,16 +85,21 @@ impl Topology {
         Ok(())
     }
 
-    fn unwire(&mut self, vhost: u32) {
+    pub(super) fn unwire(&mut self, vhost: u32) {
         let Some(plugged) = self.plugs.remove(&vhost) else { return };
         let Plugged { plug, vf, to_guest, to_wire } = plugged;
-        let entry = Entry { vid: plug.vlan, dst: Dst::Mac(plug.mac), port: to_guest };
+        let own = |entry: &Entry| {
+            (entry.vid, entry.dst) == (plug.vlan, Dst::Mac(plug.mac)) && to_guest.contains(&entry.port)
+        };
         if let Ok(index) = self.vf_index(vf) {
-            self.vfs[index].entries.retain(|other| *other != entry);
+            self.vfs[index].entries.retain(|entry| !own(entry));
         }
         if let Some(vid) = plug.vlan {
-            self.set_vlan((Direction::Tx, to_guest), Some(VlanOp::Del), VlanOp::None);
-            self.set_vlan((Direction::Rx, to_wire), Some(VlanOp::Add { vid, pcp: 0 }), VlanOp::None);
+            let add = Some(VlanOp::Add { vid, pcp: 0 });
+            for &port in &to_guest {
+                self.set_vlan((Direction::Tx, port), Some(VlanOp::Del), VlanOp::None);
+            }
+            to_wire.iter().for_each(|&port| self.set_vlan((Direction::Rx, port), add, VlanOp::None));
         }
     }
 
@@ -116,10 +135,10 @@ impl Topology {
         }
     }
 
-    /// The classifier's output whose packets end up in this vhost's guest, and the classifier's vf.
-    fn trace_to_guest(&self, vhost: u32) -> Result<(u32, PortName), EditError> {
-        let mut ports = vec![PortName::Vhost(vhost)];
-        let mut at = 0;
+    /// The classifiers' outputs whose packets end up in this vhost's guest, and the classifiers' vf.
+    pub(super) fn trace_to_guest(&self, vhost: u32) -> Result<(u32, Vec<PortName>), EditError> {
+        let mut ports = self.vhost_ports(vhost, Direction::Tx);
+        let (mut at, mut outputs) = (0, Vec::new());
         while let Some(&port) = ports.get(at) {
             at += 1;
             let sender = self.vfs.iter().find_map(|vf| {
@@ -128,28 +147,36 @@ impl Topology {
             });
             match sender {
                 Some((vf, component)) if component.kind == ComponentKind::Classifier => {
-                    return Ok((vf, port));
+                    outputs.push((vf, port));
                 }
                 Some((_, component)) => push_new(&mut ports, component.rx.iter().map(|rx| rx.port)),
                 None => {}
             }
         }
-        Err(EditError::value("port", format!("no classifier's packets reach vhost:{vhost}")))
+        let Some(&(vf, _)) = outputs.first() else {
+            return Err(EditError::value("port", format!("no classifier's packets reach vhost:{vhost}")));
+        };
+        let of_vf = outputs.into_iter().filter(|output| output.0 == vf);
+        Ok((vf, of_vf.map(|(_, port)| port).collect()))
     }
 
-    /// The input through which this vhost's packets enter the component that sends to the wire.
-    fn trace_to_wire(&self, vhost: u32) -> Result<PortName, EditError> {
-        let mut ports = vec![PortName::Vhost(vhost)];
-        let mut at = 0;
+    /// The inputs through which this vhost's packets enter components that send to the wire.
+    pub(super) fn trace_to_wire(&self, vhost: u32) -> Result<Vec<PortName>, EditError> {
+        let mut ports = self.vhost_ports(vhost, Direction::Rx);
+        let (mut at, mut inputs) = (0, Vec::new());
         while let Some(&port) = ports.get(at) {
             at += 1;
             let Some(receiver) = self.user_of((Direction::Rx, port)) else { continue };
-            if receiver.tx.iter().any(|tx| matches!(tx.port, PortName::Phy(_))) {
-                return Ok(port);
+            if receiver.tx.iter().any(|tx| tx.port.nic().is_some()) {
+                inputs.push(port);
+            } else {
+                push_new(&mut ports, receiver.tx.iter().map(|tx| tx.port));
             }
-            push_new(&mut ports, receiver.tx.iter().map(|tx| tx.port));
         }
-        Err(EditError::value("port", format!("packets of vhost:{vhost} don't reach a NIC")))
+        match inputs.is_empty() {
+            true => Err(EditError::value("port", format!("packets of vhost:{vhost} don't reach a NIC"))),
+            false => Ok(inputs),
+        }
     }
 }
 

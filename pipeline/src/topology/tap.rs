@@ -144,6 +144,9 @@ impl Topology {
                 return refused(format!("vhost:{vhost} is not plugged"));
             }
         }
+        if let Some(vhost) = [source, dest].into_iter().find(|vhost| self.is_split(*vhost)) {
+            return refused(format!("components share the queues of vhost:{vhost}: it can't have a tap"));
+        }
         if source == dest {
             return refused(format!("vhost:{source} can't watch itself"));
         }

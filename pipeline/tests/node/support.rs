@@ -52,8 +52,14 @@ impl Site {
 
     /// The VM behind a vhost: it listens, as OpenStack's do. The node's control side must be served meanwhile.
     pub fn guest(&self, node: &mut Node, vhost: u32) -> Guest {
-        let path = self.path(&format!("sock{vhost}"));
-        let guest = std::thread::spawn(move || Guest::attach(GuestConfig::new(path, Role::Server), DEADLINE));
+        self.guest_with(node, vhost, |_| ())
+    }
+
+    /// As [`guest`](Self::guest), configured.
+    pub fn guest_with(&self, node: &mut Node, vhost: u32, change: impl FnOnce(&mut GuestConfig)) -> Guest {
+        let mut config = GuestConfig::new(self.path(&format!("sock{vhost}")), Role::Server);
+        change(&mut config);
+        let guest = std::thread::spawn(move || Guest::attach(config, DEADLINE));
         eventually(node, "the guest is attached", |_| guest.is_finished());
         let guest = guest.join().unwrap().unwrap();
         let name = format!("vhost:{vhost}");

@@ -123,7 +123,7 @@ pub fn rx_edge(slot: u16, vlan: VlanOp) -> RxEdge {
 }
 
 pub fn tx_edge(slot: u16, vlan: VlanOp, full: WhenFull) -> TxEdge {
-    TxEdge { slot: TxSlot(slot), vlan, full, guest: None, stats: QueueStats::shared() }
+    TxEdge { slot: TxSlot(slot), vlan, full, guest: None, sharing: None, stats: QueueStats::shared() }
 }
 
 pub const DROP: WhenFull = WhenFull::Drop(DropReason::RingFull);
