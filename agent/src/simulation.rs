@@ -11,10 +11,13 @@
 //! * what comes in for a port reaches that port's guest or nobody;
 //! * no restart and no outage takes wiring away that is still asked for, without proof;
 //! * the agent comes to rest within a bounded number of commands.
+//!
+//! [`planted`] has agents that are broken on purpose, each of which must trip one of these.
 
 mod late_watch;
 mod model;
 mod outages;
+mod planted;
 mod random;
 mod rows;
 mod world;

@@ -7,6 +7,7 @@ use crate::keys::Subject;
 use crate::machine::Command;
 use crate::testing::{name, plug};
 
+use super::planted::Bug;
 use super::world::{FATES, Fate, World};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -25,8 +26,9 @@ fn told(world: &World, asked: Duration) -> Vec<Duration> {
 }
 
 /// A port is bound and no guest comes; `fault` strikes within the first 100 s.
-fn bound(fault: Option<(usize, Fate)>) -> (World, Duration) {
+fn bound(fault: Option<(usize, Fate)>, bug: Option<Bug>) -> (World, Duration) {
     let mut world = World::new();
+    world.planted.bug = bug;
     world.fates.extend(fault);
     world.pump();
     world.bind_all("a", flat());
@@ -44,9 +46,15 @@ fn all_see(told: &[Duration], window: Duration) {
     }
 }
 
+/// With no fault at all.
+pub fn every_watch_sees_up(bug: Option<Bug>) {
+    let (world, asked) = bound(None, bug);
+    all_see(&told(&world, asked), MS(72_000));
+}
+
 #[test]
 fn watch_that_starts_within_72_s_sees_up_with_any_fault_anywhere() {
-    let commands = bound(None).0.trace;
+    let commands = bound(None, None).0.trace;
     assert!(
         commands.iter().filter(|c| matches!(c, Command::Act(_))).count() > 6,
         "wired, and told six times"
@@ -54,7 +62,7 @@ fn watch_that_starts_within_72_s_sees_up_with_any_fault_anywhere() {
     for (at, command) in commands.iter().enumerate() {
         // An agent that stays down says nothing.
         for fate in FATES.into_iter().filter(|fate| !matches!(fate, Fate::StaysDown(_))) {
-            let (world, asked) = bound(Some((at, fate)));
+            let (world, asked) = bound(Some((at, fate)), None);
             let run = std::panic::catch_unwind(|| all_see(&told(&world, asked), MS(72_000)));
             run.unwrap_or_else(|_| panic!("{fate:?} at {at}, {command:?}"));
         }

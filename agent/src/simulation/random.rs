@@ -7,6 +7,7 @@ use crate::dataplane::Plug;
 use crate::keys::{BindPort, FREE, Key, UP};
 use crate::testing::{Store, layout, name, plug};
 
+use super::planted::Bug;
 use super::world::{FATES, World};
 
 const N_PORTS: u64 = 6;
@@ -301,20 +302,24 @@ fn seeds(n: u64) -> Vec<u64> {
     }
 }
 
+/// The whole life of this seed: how often `up` was said, and how many slots were given back.
+pub fn live_through(seed: u64, bug: Option<Bug>) -> (usize, usize) {
+    let mut life = Life::new(seed);
+    life.world.planted.bug = bug;
+    for _ in 0..N_STEPS {
+        life.step();
+    }
+    life.world.settle();
+    life.check_rest();
+    life.drain();
+    (life.world.ups.len(), life.world.n_given_back)
+}
+
 #[test]
 fn whatever_the_order_nothing_leaks_and_up_is_true() {
     let (mut n_up, mut n_given_back) = (0, 0);
     for seed in seeds(1500) {
-        let run = std::panic::catch_unwind(|| {
-            let mut life = Life::new(seed);
-            for _ in 0..N_STEPS {
-                life.step();
-            }
-            life.world.settle();
-            life.check_rest();
-            life.drain();
-            (life.world.ups.len(), life.world.n_given_back)
-        });
+        let run = std::panic::catch_unwind(|| live_through(seed, None));
         let (ups, given_back) = run.unwrap_or_else(|_| panic!("repeat with SPP_SIMULATION_SEED={seed}"));
         n_up += ups;
         n_given_back += given_back;

@@ -102,7 +102,7 @@ fn unplug_squeezed_onto_plug(world: &mut World) {
 }
 
 /// bind_port is written again in place with another tag, the MAC being the same, and asked for again.
-fn replug_with_another_tag(world: &mut World) {
+pub fn replug_with_another_tag(world: &mut World) {
     bind_vlan(world);
     world.bind("a", Plug { vlan: Some(200), ..tagged() });
     world.pump();

@@ -17,6 +17,7 @@ use crate::txn::KeyTxn;
 use crate::view::Change;
 
 use super::model::{Asked, NodeModel, Watcher};
+use super::planted::Planted;
 
 /// What becomes of one command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct World {
     /// When which port or tap flow was told `up`.
     pub ups: Vec<(Subject, Duration)>,
     pub n_given_back: usize,
+    /// What is wrong with the agent, if anything.
+    pub planted: Planted,
 }
 
 impl World {
@@ -106,6 +109,7 @@ impl World {
             honest: true,
             ups: Vec::new(),
             n_given_back: 0,
+            planted: Planted::default(),
         };
         world.start_agent();
         world
@@ -132,6 +136,7 @@ impl World {
         self.watcher = None;
         if node_too {
             self.node = NodeModel::default();
+            self.planted.node_died();
         }
     }
 
@@ -282,16 +287,17 @@ impl World {
                 self.connected = true;
                 Answer::Dialled("http://etcd".into())
             }
-            Command::List => Answer::Listed(self.store.listing()),
+            Command::List => Answer::Listed(self.planted.listing(self.store.listing(), self.n_agents)),
             Command::Watch(revision) if revision <= self.store.compacted => return self.lose(),
             Command::Watch(revision) => {
                 self.watcher = Some(Watcher::start(&self.store, revision));
                 Answer::Watching
             }
             Command::Ping => Answer::Revision(self.store.revision),
-            Command::Look => {
-                Answer::Live(Ok(Live { wirings: self.node.wirings(), awaited: self.node.awaited() }))
-            }
+            Command::Look => Answer::Live(Ok(Live {
+                wirings: self.planted.seen(self.node.wirings()),
+                awaited: self.node.awaited(),
+            })),
             Command::Act(action) => match action.txn() {
                 Some(txn) => Answer::Txn(match self.commit(txn) {
                     Ok(revision) => Outcome::Done(revision),
@@ -308,6 +314,7 @@ impl World {
     }
 
     fn call(&mut self, action: &Action) -> Result<(), DataPlaneError> {
+        let Some(action) = self.planted.call(action.clone(), &self.node.wired) else { return Ok(()) };
         match action {
             Action::Wire { subject, wiring } => {
                 if let (true, Wiring::Plug(plug)) = (self.honest, wiring) {
@@ -318,14 +325,15 @@ impl World {
                         "wired for one that does not hold the slot"
                     );
                 }
-                self.node.wire(*wiring)
+                self.node.wire(wiring)
             }
-            Action::Unwire { place, .. } => self.node.unwire(*place),
+            Action::Unwire { place, .. } => self.node.unwire(place),
             _ => unreachable!("a transaction"),
         }
     }
 
     fn commit(&mut self, txn: &KeyTxn) -> Result<i64, Vec<Change>> {
+        let Some(txn) = &self.planted.txn(txn, self.now, &self.ups) else { return Ok(self.store.revision) };
         if self.store.allows(txn) {
             txn.ops.iter().for_each(|op| self.check_write(op));
         }
