@@ -63,11 +63,7 @@ fn text(agent: &Value) -> String {
         let why = agent["last_restart"].as_str().unwrap_or("-");
         lines.push(format!("started anew {n} times, the last time: {why}"));
     }
-    if let Some(heartbeat) = agent["heartbeat"].as_object() {
-        let facts = heartbeat.iter().filter(|(_, value)| !value.is_null());
-        let facts: Vec<String> = facts.map(|(name, value)| format!("{name} {}", plain(value))).collect();
-        lines.push(format!("heartbeat: {}", facts.join(", ")));
-    }
+    lines.extend(heartbeat(&agent["heartbeat"]));
     if agent["configuration_changed"] == true {
         lines.push("the configuration in etcd changed: restart spp to apply it".to_owned());
     }
@@ -97,6 +93,16 @@ fn connection(etcd: &Value) -> String {
     let connected = if etcd["connected"] == true { "connected to" } else { "not connected to" };
     let (revision, n) = (plain(&etcd["revision"]), plain(&etcd["n_connects"]));
     format!("{connected} {}, revision {revision}, connection number {n}", plain(&etcd["endpoint"]))
+}
+
+/// The reports to neutron, if any are wanted.
+pub fn heartbeat(heartbeat: &Value) -> Option<String> {
+    let broker = heartbeat["broker"].as_str()?;
+    let connected = if heartbeat["connected"] == true { "connected to" } else { "not connected to" };
+    let (n, last) = (plain(&heartbeat["n_reports"]), plain(&heartbeat["last_report"]));
+    let line = format!("heartbeat: {connected} {broker}, {n} reports, last {last}");
+    let error = heartbeat["last_error"].as_str();
+    Some(error.map_or(line.clone(), |error| format!("{line}\n  last error: {error}")))
 }
 
 fn rows(list: &Value, headings: [&str; 5], row: impl Fn(&Value) -> [String; 5]) -> Option<String> {
@@ -134,7 +140,8 @@ mod tests {
             "etcd": {"connected": true, "endpoint": "http://a:2379", "revision": 7, "n_connects": 2,
                      "last_error": "etcd went away", "remedy": "look for it"},
             "configuration_changed": false, "node_error": null, "n_restarts": 1, "last_restart": "asked to",
-            "heartbeat": {"state": "sent", "broker": "amqp://b", "error": null},
+            "heartbeat": {"broker": "amqp://b", "connected": false, "n_reports": 3, "last_report": "2026-11-22T10:16:43Z",
+                          "last_error": "refused"},
             "ports": [{"port": "p1", "wanted": {"vhost": 1, "mac": "02:00:00:00:00:01", "vlan": 9}, "live": null,
                        "state": "refused", "why": "no such vhost"}],
             "taps": [{"tap": "t1", "source_port": "p1", "service_port": "p2", "state": "waiting", "why": "no p2"}],
@@ -149,7 +156,7 @@ mod tests {
             "last error: etcd went away",
             "remedy: look for it",
             "started anew 1 times, the last time: asked to",
-            "heartbeat: state sent, broker amqp://b",
+            "heartbeat: not connected to amqp://b, 3 reports, last 2026-11-22T10:16:43Z\n  last error: refused",
             "vhost 1 02:00:00:00:00:01 VLAN 9",
             "no such vhost",
             "no p2",

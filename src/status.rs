@@ -207,16 +207,7 @@ fn agent_text(agent: &Value) -> String {
         let error = if key == "node_error" { &agent[key] } else { &etcd[key] };
         lines.extend(error.as_str().map(|error| format!("  {what}: {error}")));
     }
-    if let Some(broker) = agent["heartbeat"]["broker"].as_str() {
-        let heartbeat = &agent["heartbeat"];
-        let last = heartbeat["last_report"]
-            .as_str()
-            .map_or("no report yet".to_owned(), |at| format!("last report {at}"));
-        let connected =
-            if heartbeat["connected"].as_bool() == Some(true) { "connected" } else { "not connected" };
-        lines.push(format!("neutron {broker}: {connected}, {last}"));
-        lines.extend(heartbeat["last_error"].as_str().map(|error| format!("  last error: {error}")));
-    }
+    lines.extend(crate::agent_cmd::heartbeat(&agent["heartbeat"]));
     if let Some(key) = agent["node_key"]["key"].as_str() {
         let kept = if agent["node_key"]["held"].as_bool() == Some(true) { "kept" } else { "not kept" };
         lines.push(format!("node key {key}: {kept}"));

@@ -10,6 +10,8 @@ mod keys;
 mod names;
 mod restart;
 mod secure;
+// Shared with tests/neutron, which uses more of it.
+#[allow(dead_code)]
 mod support;
 
 use std::sync::Arc;

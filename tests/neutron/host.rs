@@ -16,12 +16,20 @@ pub struct Host {
     url: String,
     dir: TempDir,
     process: Option<Child>,
+    /// Variables its node is started with.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Host {
     /// The keys of `spp config put MAPPINGS`, nothing running yet.
     pub fn configured(etcd: &Etcd, name: &'static str, mappings: &str) -> Host {
-        let host = Host { name, url: etcd.url(), dir: tempfile::tempdir().unwrap(), process: None };
+        let host = Host {
+            name,
+            url: etcd.url(),
+            dir: tempfile::tempdir().unwrap(),
+            process: None,
+            variables: Vec::new(),
+        };
         let output = host.config_put(&[mappings]);
         assert!(output.status.success(), "{output:?}");
         host
@@ -52,12 +60,24 @@ impl Host {
             "info",
         ]);
         command.arg("--vhost-dir").arg(self.dir.path()).args(["--api", &self.api()]);
+        command.envs(self.variables.iter().cloned());
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
         self.process = Some(command.stderr(log).stdout(Stdio::null()).spawn().expect("spp starts"));
         until("the agent watches", || async {
             self.status().is_some_and(|status| status["agent"]["etcd"]["connected"] == true)
         })
         .await;
+    }
+
+    /// Its node is started with this variable from now on.
+    pub fn set(&mut self, variable: &'static str, value: &str) {
+        self.variables.push((variable, value.to_owned()));
+    }
+
+    /// What `spp agent status` writes.
+    pub fn agent_status(&self, args: &[&str]) -> String {
+        let output = spp(&[&["agent", "status", "--api", &self.api()], args].concat());
+        String::from_utf8(output.stdout).expect("text")
     }
 
     /// `kill -9`.

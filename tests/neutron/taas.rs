@@ -17,8 +17,13 @@ use crate::{mac, port};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The host's wire is a vhost-user device at this path under its directory.
-fn wire_mapping(dir: &std::path::Path) -> String {
-    format!("vhost-user:{}#phys1#3#0x1ff", dir.join("wire").display())
+pub fn wire_mapping(dir: &std::path::Path, n_vhost: u32) -> String {
+    format!("vhost-user:{}#phys1#{n_vhost}#0x1ff", dir.join("wire").display())
+}
+
+/// The other end of one of the host's vhost-user sockets.
+pub fn attach(host: &Host, file: &str, role: Role) -> Guest {
+    Guest::attach(GuestConfig::new(host.vhost_dir().join(file), role), DEADLINE).expect("it is attached")
 }
 
 fn tap_command(word: &str, direction: &str) -> Value {
@@ -108,15 +113,11 @@ struct Traffic {
 
 impl Traffic {
     fn attach(host: &Host) -> Traffic {
-        let attach = |file: &str, role| {
-            Guest::attach(GuestConfig::new(host.vhost_dir().join(file), role), DEADLINE)
-                .expect("it is attached")
-        };
-        let wire = attach("wire", Role::Client);
+        let wire = attach(host, "wire", Role::Client);
         Traffic {
             wire,
-            source: attach("sock0", Role::Server),
-            service: attach("sock1", Role::Server),
+            source: attach(host, "sock0", Role::Server),
+            service: attach(host, "sock1", Role::Server),
             n_sent: 0,
         }
     }
@@ -145,7 +146,7 @@ impl Traffic {
 }
 
 /// 64 bytes from the wire's station.
-fn frame(to: &str, id: u32) -> Vec<u8> {
+pub fn frame(to: &str, id: u32) -> Vec<u8> {
     let bytes = |text: &str| text.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect::<Vec<_>>();
     let mut frame = bytes(to);
     frame.extend(bytes("02:00:00:00:00:ee"));
@@ -159,7 +160,7 @@ fn id(frame: &[u8]) -> u32 {
     u32::from_be_bytes(frame[14..18].try_into().unwrap())
 }
 
-fn send(guest: &mut Guest, frame: &[u8]) {
+pub fn send(guest: &mut Guest, frame: &[u8]) {
     let start = Instant::now();
     while !guest.send(frame) {
         assert!(start.elapsed() < DEADLINE, "the ring stays full");
@@ -168,7 +169,7 @@ fn send(guest: &mut Guest, frame: &[u8]) {
 }
 
 /// Receives up to the frame with this id; the ids of those before it.
-fn receive_until(guest: &mut Guest, last: u32) -> Vec<u32> {
+pub fn receive_until(guest: &mut Guest, last: u32) -> Vec<u32> {
     let (start, mut buf, mut before) = (Instant::now(), Vec::new(), Vec::new());
     loop {
         if guest.receive(&mut buf) {
@@ -189,7 +190,7 @@ async fn taas_drivers_flow_copies_frames_to_the_services_guest() {
     let Some(etcd) = Etcd::start(test).await else { return };
     let Some(mut control) = Control::start(test, &etcd) else { return };
     let mut host = Host::configured(&etcd, "spp4", "null:#phys1#3#0x1ff");
-    let mapping = wire_mapping(host.vhost_dir());
+    let mapping = wire_mapping(host.vhost_dir(), 3);
     assert!(host.config_put(&["--mirrors", "16,17", &mapping]).status.success());
     host.run().await;
     for n in [1, 2] {

@@ -1,4 +1,4 @@
-//! A wire between agent and etcd that can be cut or go dead.
+//! A wire to a server that can be cut, go dead or trickle.
 
 use std::sync::Arc;
 
@@ -12,11 +12,15 @@ use tokio::task::JoinHandle;
 enum State {
     /// Bytes flow.
     Up,
+    /// A byte in a tenth of a second.
+    Trickle,
     /// Connections are closed, new ones too.
     Cut,
     /// Connections of before stay open and silent, for ever; new ones flow.
     DeadSince(u64),
 }
+
+const TRICKLE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// The wire.
 pub struct Proxy {
@@ -27,7 +31,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// To the etcd at `to` on loopback.
+    /// To the server at `to` on loopback.
     pub async fn start(to: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -44,6 +48,11 @@ impl Proxy {
         Proxy { port, state, n_connections, task }
     }
 
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -51,6 +60,11 @@ impl Proxy {
     /// Closes everything, and what comes.
     pub fn cut(&self) {
         self.state.send_replace(State::Cut);
+    }
+
+    /// Lets bytes through, one in a tenth of a second each way.
+    pub fn trickle(&self) {
+        self.state.send_replace(State::Trickle);
     }
 
     /// Lets the connections there are go silent without closing them.
@@ -81,6 +95,21 @@ async fn connection(near: TcpStream, to: u16, id: u64, state: watch::Receiver<St
     tokio::join!(pump(near_rx, far_tx, id, state.clone()), pump(far_rx, near_tx, id, state));
 }
 
+/// At once, or byte by byte for as long as the wire trickles.
+async fn write(
+    to: &mut OwnedWriteHalf,
+    mut bytes: &[u8],
+    state: &watch::Receiver<State>,
+) -> std::io::Result<()> {
+    let trickles = || *state.borrow() == State::Trickle;
+    while let (true, [first, rest @ ..]) = (trickles(), bytes) {
+        to.write_all(&[*first]).await?;
+        tokio::time::sleep(TRICKLE).await;
+        bytes = rest;
+    }
+    to.write_all(bytes).await
+}
+
 async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, id: u64, mut state: watch::Receiver<State>) {
     let mut bytes = [0; 16384];
     loop {
@@ -97,7 +126,7 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, id: u64, mut stat
         tokio::select! {
             _ = state.changed() => {}
             n = from.read(&mut bytes) => match n {
-                Ok(n) if n > 0 && to.write_all(&bytes[..n]).await.is_ok() => {}
+                Ok(n) if n > 0 && write(&mut to, &bytes[..n], &state).await.is_ok() => {}
                 _ => return,
             },
         }

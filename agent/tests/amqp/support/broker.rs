@@ -119,7 +119,12 @@ impl Broker {
 
     /// As neutron's configuration names it.
     pub fn transport_url(&self) -> String {
-        format!("rabbit://{USER}:s%40cret%3A1@127.0.0.1:{}//", self.port)
+        self.transport_url_at(self.port)
+    }
+
+    /// The same behind something that listens at this port.
+    pub fn transport_url_at(&self, port: u16) -> String {
+        format!("rabbit://{USER}:s%40cret%3A1@127.0.0.1:{port}//")
     }
 
     /// A certificate the broker lets in.

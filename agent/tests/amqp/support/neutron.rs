@@ -12,7 +12,9 @@ use super::DEADLINE;
 /// The Python that has oslo.messaging, as `.ci/setup --tests` puts it below the target directory.
 pub fn python() -> Option<PathBuf> {
     let below = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    below.ancestors().map(|dir| dir.join("oslo/bin/python")).find(|python| python.exists())
+    let venv =
+        below.ancestors().map(|dir| dir.join("neutron")).find(|venv| venv.join("complete").exists())?;
+    Some(venv.join("bin/python"))
 }
 
 /// Removes neutron's queue, which outlives its server, and leaves the exchange.
@@ -33,9 +35,8 @@ pub struct Neutron {
 impl Neutron {
     /// Listens at the broker of this transport_url.
     pub fn start(transport_url: &str) -> Neutron {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/amqp/support/rpc_server.py");
         let mut child = Command::new(python().expect("looked for before"))
-            .args([script, transport_url])
+            .args(["-c", include_str!("rpc_server.py"), transport_url])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
