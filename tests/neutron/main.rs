@@ -8,7 +8,7 @@
 //! without the virtual environment `.ci/setup --tests` builds, they are skipped.
 
 #[path = "../../agent/tests/amqp/support/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::duplicate_mod)]
 mod amqp;
 mod bind;
 mod control;
