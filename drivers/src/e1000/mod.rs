@@ -5,6 +5,8 @@
 pub mod counters;
 pub mod desc;
 pub mod init;
+#[cfg(any(test, feature = "models"))]
+pub mod model;
 pub mod regs;
 
 use crate::dma::DmaSpace;

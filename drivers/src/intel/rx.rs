@@ -67,6 +67,9 @@ pub struct Rx<F: RxFormat, B: Registers> {
     stats: SharedStats,
     checksums: Arc<Checksums>,
     partial: Option<Partial>,
+    /// Polls that found nothing, and where a gap in the ring was seen: see [`look_for_gap`](Rx::look_for_gap).
+    n_idle: u16,
+    gap_at: Option<u16>,
     format: PhantomData<fn() -> F>,
 }
 
@@ -93,6 +96,8 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
             stats,
             checksums,
             partial: None,
+            n_idle: 0,
+            gap_at: None,
             format: PhantomData,
         })
     }
@@ -102,6 +107,20 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
         if let Some(ring) = &self.ring {
             self.tail.ring(u32::from(self.next.wrapping_sub(1) & ring.mask()));
         }
+    }
+
+    /// Once in 65,536 empty polls: a descriptor that is done behind one that isn't, twice with nothing in between, is a
+    /// ring that stands still for ever.
+    #[cold]
+    fn look_for_gap(&mut self) {
+        let Some(ring) = &self.ring else { return };
+        let word = ring.done_word(self.next.wrapping_add(1));
+        let gap = ring.done_word(self.next) & F::DONE == 0 && word & F::DONE != 0;
+        if gap && self.gap_at == Some(self.next) {
+            let what = "a descriptor was passed over";
+            self.shared.fail(Fault::Garbage { side: Side::Rx, queue: self.queue, what, value: word });
+        }
+        self.gap_at = gap.then_some(self.next);
     }
 
     /// One completed buffer that isn't a whole good frame by itself: a piece of one, a damaged one, or garbage.
@@ -200,7 +219,12 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
                     frame
                 }
             };
-            let Some(mut frame) = frame else { continue };
+            let Some(mut frame) = frame else {
+                if self.shared.fault().is_some() {
+                    break;
+                }
+                continue;
+            };
             match F::checksum(word) {
                 Checksum::Unknown => {}
                 Checksum::Right => {
@@ -217,6 +241,11 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
             self.start();
             self.checksums.right.add(n_right);
             self.checksums.wrong.add(n_wrong);
+        } else {
+            self.n_idle = self.n_idle.wrapping_add(1);
+            if self.n_idle == 0 {
+                self.look_for_gap();
+            }
         }
         self.stats.moved(n, bytes);
         n

@@ -102,19 +102,21 @@ impl<'a> Builder<'a> {
     }
 
     /// A virtio-net NIC behind the IOMMU, alone in its group: `0000:01:00.0`, the next one `0000:02:00.0`.
-    pub fn virtio_nic(mut self, id: &str, mac: &str, wire: &Wire) -> Self {
+    pub fn virtio_nic(self, id: &str, mac: &str, wire: &Wire) -> Self {
+        self.nic("virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on", id, mac, wire)
+    }
+
+    /// A NIC of any model, as [`virtio_nic`](Self::virtio_nic); `device` is QEMU's name with options.
+    pub fn nic(mut self, device: &str, id: &str, mac: &str, wire: &Wire) -> Self {
         self.n_root_ports += 1;
         let (port, slot) = (format!("rp{}", self.n_root_ports), self.n_root_ports);
-        let nic = format!(
-            "virtio-net-pci,netdev={id},mac={mac},bus={port},iommu_platform=on,disable-legacy=on,ats=on,romfile="
-        );
         self.qemu_args([
             "-device".to_owned(),
             format!("pcie-root-port,id={port},chassis={slot},slot={slot}"),
             "-netdev".to_owned(),
             wire.netdev(id),
             "-device".to_owned(),
-            nic,
+            format!("{device},netdev={id},mac={mac},bus={port},romfile="),
         ])
     }
 

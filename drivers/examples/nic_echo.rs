@@ -1,0 +1,188 @@
+//! Sends every frame of some NICs back to its sender: the lab's proof of the drivers on devices that are not ours,
+//! and a first check on a new machine.
+//!
+//! `nic_echo DIR ADDRESS...`: binds the NICs to vfio-pci, runs until `DIR/stop` exists, starts NIC n anew for each
+//! `DIR/restart-n` it finds, says on standard output what changed, and gives the NICs back. A UDP frame to port 4242
+//! leaves with its checksum undone, for the NIC to complete, or for software where the NIC can't.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use spp_drivers::Burst;
+use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
+use spp_drivers::offload::{F_NEEDS_CSUM, Offload, Offloads, checksum};
+use spp_drivers::pci::PciAddress;
+use spp_drivers::pci::sysfs::{self, BindOptions};
+use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, Queues};
+use spp_drivers::{nic, vfio};
+
+const BUFFERS: u32 = 4096;
+const IPV4_UDP: [u8; 3] = [8, 0, 0x45];
+/// IPv4 header without options.
+const UDP_AT: usize = 34;
+const UDP_CHECK: usize = 6;
+const MARKED_PORT: [u8; 2] = 4242u16.to_be_bytes();
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let done = match args.as_slice() {
+        [dir, addresses @ ..] if !addresses.is_empty() => run(Path::new(dir), addresses),
+        _ => Err("nic_echo DIR ADDRESS...".into()),
+    };
+    if let Err(error) = done {
+        println!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+struct Echo {
+    nic: Box<dyn Device>,
+    queues: Queues,
+    link: Option<Link>,
+    /// Starts it anew.
+    restart: PathBuf,
+    name: String,
+}
+
+fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
+    let options = BindOptions { force: false, state_dir: dir.into() };
+    let addresses = addresses.iter().map(|a| a.parse()).collect::<Result<Vec<PciAddress>, _>>()?;
+    let space = DmaSpace::new();
+    let pool = Pool::new(&space, PoolConfig { n_buffers: BUFFERS })?;
+    let mut echoes = Vec::new();
+    for (n, address) in addresses.iter().enumerate() {
+        sysfs::bind(*address, &options)?;
+        let mut nic = nic::open(vfio::open(&space, address)?, &space)?;
+        nic.set_promiscuous(true)?;
+        let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
+        println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
+        let mut echo = Echo { nic, queues: Queues::default(), link: None, restart, name };
+        echo.start(&pool)?;
+        echoes.push(echo);
+    }
+    let mut cache = pool.cache();
+    let mut next_look = Instant::now();
+    let mut burst = Burst::new();
+    loop {
+        echoes.iter_mut().for_each(|echo| echo.turn(&mut cache, &mut burst));
+        if Instant::now() < next_look {
+            continue;
+        }
+        next_look = Instant::now() + HEALTH_INTERVAL;
+        for echo in &mut echoes {
+            echo.look(&pool)?;
+        }
+        if dir.join("stop").exists() {
+            break;
+        }
+    }
+    for mut echo in echoes {
+        echo.stop();
+    }
+    drop(cache);
+    println!("buffers out: {}", pool.counts().out);
+    for address in addresses {
+        let before = sysfs::unbind(address, &options)?.0;
+        println!("unbound: {address}, now {before:?}");
+    }
+    Ok(())
+}
+
+impl Echo {
+    fn start(&mut self, pool: &Pool) -> Result<(), Box<dyn Error>> {
+        self.queues = self.nic.start(pool, 1)?;
+        self.link = None;
+        println!("{}: started", self.name);
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        for (name, value) in self.nic.device_counters().into_iter().filter(|c| c.1 > 0) {
+            println!("{}: counter {name} {value}", self.name);
+        }
+        for half in &self.queues.rx {
+            println!("{}: rx {:?}", self.name, half.stats().snapshot());
+        }
+        for half in &self.queues.tx {
+            println!("{}: tx {:?}", self.name, half.stats().snapshot());
+        }
+        self.nic.stop(std::mem::take(&mut self.queues));
+    }
+
+    /// Echoes a burst.
+    fn turn(&mut self, cache: &mut PoolCache, burst: &mut Burst) {
+        let Queues { rx, tx } = &mut self.queues;
+        for (rx, tx) in rx.iter_mut().zip(tx) {
+            if rx.rx_burst(cache, burst) == 0 {
+                tx.poll_control();
+                continue;
+            }
+            let offloads = tx.offloads();
+            for packet in burst.iter_mut() {
+                turn_round(packet, offloads);
+            }
+            while !burst.is_empty() {
+                tx.tx_burst(cache, burst);
+            }
+        }
+    }
+
+    /// Link and health.
+    fn look(&mut self, pool: &Pool) -> Result<(), Box<dyn Error>> {
+        let now = self.nic.link();
+        if self.link.as_ref() != Some(&now) {
+            println!("{}: link {now:?}", self.name);
+            self.link = Some(now);
+        }
+        let mut again = std::fs::remove_file(&self.restart).is_ok();
+        match self.nic.health() {
+            Health::Ok => {}
+            Health::NeedsRestart(reason) => {
+                println!("{}: fault: {reason}", self.name);
+                again = true;
+            }
+            Health::Gone(reason) => return Err(reason.into()),
+        }
+        if again {
+            self.stop();
+            self.start(pool)?;
+        }
+        Ok(())
+    }
+}
+
+/// Swaps the addresses.
+fn turn_round(packet: &mut PacketBuf, offloads: Offloads) {
+    let frame = packet.data_mut();
+    let (addresses, rest) = frame.split_at_mut(12);
+    let (dst, src) = addresses.split_at_mut(6);
+    dst.swap_with_slice(src);
+    let is_marked =
+        rest.starts_with(&IPV4_UDP) && frame.get(UDP_AT + 2..UDP_AT + 4) == Some(&MARKED_PORT[..]);
+    if is_marked {
+        undo_checksum(packet, offloads);
+    }
+}
+
+/// Leaves the checksum of a UDP frame undone: the sum of the pseudo-header in its place (virtio 1.2, 5.1.6.2).
+fn undo_checksum(packet: &mut PacketBuf, offloads: Offloads) {
+    let frame = packet.data_mut();
+    let word = |at: usize| u32::from(frame[at]) << 8 | u32::from(frame[at + 1]);
+    let mut sum = word(26) + word(28) + word(30) + word(32) + 17 + word(UDP_AT + 4);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    frame[UDP_AT + UDP_CHECK..UDP_AT + UDP_CHECK + 2].copy_from_slice(&(sum as u16).to_be_bytes());
+    let work = Offload {
+        flags: F_NEEDS_CSUM,
+        csum_start: UDP_AT as u16,
+        csum_offset: UDP_CHECK as u16,
+        ..Offload::default()
+    };
+    packet.set_offload(Some(work));
+    if !offloads.contains(Offloads::CSUM) {
+        let done = checksum::complete(packet, &work);
+        assert!(done.is_ok(), "the place lies in the frame");
+    }
+}
