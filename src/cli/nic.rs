@@ -3,11 +3,15 @@
 use clap::{Args, Subcommand};
 use spp_drivers::pci::PciAddress;
 
+use super::NodeAddress;
+
 /// `spp nic`
 #[derive(Debug, Subcommand)]
 pub enum Nic {
     /// List the network devices of this machine
     List(NicList),
+    /// Print all counters of a NIC of the running node
+    Stats(NicStats),
     /// Give a NIC to vfio-pci, so that spp can drive it
     Bind(NicBind),
     /// Give a NIC back to the driver it had
@@ -17,13 +21,40 @@ pub enum Nic {
 const NIC_LIST_EXAMPLES: &str = "\
 Examples:
   spp nic list
-  spp nic list --json";
+  spp nic list --json
+
+spp driver says who would drive the card in spp, or - where spp can't; link is the kernel's word, or that of the
+running node for the cards it has.";
 
 /// `spp nic list`
 #[derive(Debug, Args)]
 #[command(after_help = NIC_LIST_EXAMPLES)]
 pub struct NicList {
+    #[command(flatten)]
+    pub node: NodeAddress,
     /// Print the list as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const NIC_STATS_EXAMPLES: &str = "\
+Examples:
+  spp nic stats phy:0
+  spp nic stats phy:0 --json
+
+Queue counters first, with drops by reason; then the card's own, by the names of its datasheet. All count since the
+node started. Counters that are zero are left out without --json.";
+
+/// `spp nic stats`
+#[derive(Debug, Args)]
+#[command(after_help = NIC_STATS_EXAMPLES)]
+pub struct NicStats {
+    /// The NIC's port, as `spp status` shows it: phy:0
+    #[arg(value_name = "PORT")]
+    pub port: String,
+    #[command(flatten)]
+    pub node: NodeAddress,
+    /// Print the counters as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -5,6 +5,7 @@
 //! [`offload::accept`](spp_drivers::offload::accept); what a guest is told comes from there.
 
 use spp_drivers::dma::{Offload, PacketBuf};
+use spp_drivers::offload::{F_DATA_VALID, Offloads};
 use spp_drivers::virtio::desc::NetHdr;
 
 use crate::memory::GuestSlice;
@@ -14,10 +15,14 @@ pub const HEADER_BYTES: usize = NetHdr::BYTES;
 /// Bytes of the legacy header without it.
 pub const LEGACY_HEADER_BYTES: usize = 10;
 
-/// The header in front of a frame for the guest, in `n_buffers` chains. Legacy drivers get its first 10 bytes.
+/// The header in front of a frame for the guest, in `n_buffers` chains. Legacy drivers get its first 10 bytes. A guest
+/// that takes frames with checksums undone (GUEST_CSUM in `takes`) is also told of those a NIC has checked.
 #[inline(always)]
-pub fn to_guest(packet: &PacketBuf, n_buffers: u16) -> [u8; HEADER_BYTES] {
+pub fn to_guest(packet: &PacketBuf, n_buffers: u16, takes: Offloads) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
+    if packet.is_verified() && takes.contains(Offloads::CSUM) {
+        bytes[0] = F_DATA_VALID;
+    }
     if packet.has_offload() {
         bytes = with_work(packet);
     }

@@ -214,7 +214,7 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
     }
     let mut bytes = 0;
     for (slot, packet) in slots.iter().zip(from.iter()) {
-        let header = net_hdr::to_guest(packet, 1);
+        let header = net_hdr::to_guest(packet, 1, features.to_guest);
         fill(&[*slot], &header[..features.header_bytes], packet);
         bytes += packet.len() as u64;
     }
@@ -300,7 +300,7 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
             }
         }
     }
-    let header = net_hdr::to_guest(packet, taken.len() as u16);
+    let header = net_hdr::to_guest(packet, taken.len() as u16, features.to_guest);
     fill(&chain, &header[..features.header_bytes], packet);
     if let Some(log) = log {
         log.wrote(layout.map(), &chain, need as usize);
