@@ -150,8 +150,7 @@ fn boot(lab: &Lab, dir: &Path, rows: &[Row<'_>]) -> Machine {
         .boot(dir)
 }
 
-/// Huge pages: QEMU's e1000e and igb lose a frame with a buffer that crosses from one page to another that is
-/// not its neighbour in memory, which no real card does.
+/// The program wants a huge page for each NIC, and says why.
 fn start_echo(machine: &mut Machine, n_rows: usize) {
     machine.sh("echo 12 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 8");
     let addresses: Vec<String> = (1..=n_rows).map(|bus| format!("0000:0{bus}:00.0")).collect();

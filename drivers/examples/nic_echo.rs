@@ -17,7 +17,9 @@ use spp_drivers::pci::sysfs::{self, BindOptions};
 use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, Queues};
 use spp_drivers::{nic, vfio};
 
-const BUFFERS: u32 = 4096;
+/// Each NIC has a pool of its own that fits one huge page: QEMU's e1000e and igb lose a frame with a buffer whose two
+/// ends are not neighbours in the machine's memory, which real cards don't.
+const BUFFERS: u32 = 896;
 const IPV4_UDP: [u8; 3] = [8, 0, 0x45];
 /// IPv4 header without options.
 const UDP_AT: usize = 34;
@@ -37,6 +39,8 @@ fn main() {
 }
 
 struct Echo {
+    pool: Pool,
+    cache: PoolCache,
     nic: Box<dyn Device>,
     queues: Queues,
     link: Option<Link>,
@@ -49,29 +53,30 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
     let options = BindOptions { force: false, state_dir: dir.into() };
     let addresses = addresses.iter().map(|a| a.parse()).collect::<Result<Vec<PciAddress>, _>>()?;
     let space = DmaSpace::new();
-    let pool = Pool::new(&space, PoolConfig { n_buffers: BUFFERS })?;
-    let mut echoes = Vec::new();
+    let (mut echoes, mut pools) = (Vec::new(), Vec::new());
     for (n, address) in addresses.iter().enumerate() {
+        let pool = Pool::new(&space, PoolConfig { n_buffers: BUFFERS })?;
+        pools.push(pool.clone());
         sysfs::bind(*address, &options)?;
         let mut nic = nic::open(vfio::open(&space, address)?, &space)?;
         nic.set_promiscuous(true)?;
         let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
-        let mut echo = Echo { nic, queues: Queues::default(), link: None, restart, name };
-        echo.start(&pool)?;
+        let cache = pool.cache();
+        let mut echo = Echo { pool, cache, nic, queues: Queues::default(), link: None, restart, name };
+        echo.start()?;
         echoes.push(echo);
     }
-    let mut cache = pool.cache();
     let mut next_look = Instant::now();
     let mut burst = Burst::new();
     loop {
-        echoes.iter_mut().for_each(|echo| echo.turn(&mut cache, &mut burst));
+        echoes.iter_mut().for_each(|echo| echo.turn(&mut burst));
         if Instant::now() < next_look {
             continue;
         }
         next_look = Instant::now() + HEALTH_INTERVAL;
         for echo in &mut echoes {
-            echo.look(&pool)?;
+            echo.look()?;
         }
         if dir.join("stop").exists() {
             break;
@@ -80,8 +85,7 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
     for mut echo in echoes {
         echo.stop();
     }
-    drop(cache);
-    println!("buffers out: {}", pool.counts().out);
+    println!("buffers out: {}", pools.iter().map(|pool| pool.counts().out).sum::<u32>());
     for address in addresses {
         let before = sysfs::unbind(address, &options)?.0;
         println!("unbound: {address}, now {before:?}");
@@ -90,8 +94,8 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
 }
 
 impl Echo {
-    fn start(&mut self, pool: &Pool) -> Result<(), Box<dyn Error>> {
-        self.queues = self.nic.start(pool, 1)?;
+    fn start(&mut self) -> Result<(), Box<dyn Error>> {
+        self.queues = self.nic.start(&self.pool, 1)?;
         self.link = None;
         println!("{}: started", self.name);
         Ok(())
@@ -111,8 +115,8 @@ impl Echo {
     }
 
     /// Echoes a burst.
-    fn turn(&mut self, cache: &mut PoolCache, burst: &mut Burst) {
-        let Queues { rx, tx } = &mut self.queues;
+    fn turn(&mut self, burst: &mut Burst) {
+        let Echo { queues: Queues { rx, tx }, cache, .. } = self;
         for (rx, tx) in rx.iter_mut().zip(tx) {
             if rx.rx_burst(cache, burst) == 0 {
                 tx.poll_control();
@@ -129,7 +133,7 @@ impl Echo {
     }
 
     /// Link and health.
-    fn look(&mut self, pool: &Pool) -> Result<(), Box<dyn Error>> {
+    fn look(&mut self) -> Result<(), Box<dyn Error>> {
         let now = self.nic.link();
         if self.link.as_ref() != Some(&now) {
             println!("{}: link {now:?}", self.name);
@@ -146,7 +150,7 @@ impl Echo {
         }
         if again {
             self.stop();
-            self.start(pool)?;
+            self.start()?;
         }
         Ok(())
     }
