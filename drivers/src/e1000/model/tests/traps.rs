@@ -1,0 +1,273 @@
+//! What a device can do to its driver, by the numbers of the list that all drivers are held against.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::nic::fault::Fault as NicFault;
+
+#[test]
+fn trap_01_frame_is_whole_once_its_done_bit_is_seen() {
+    let mut bench = B82574::new();
+    let running = bench.model.run();
+    let end = Instant::now() + Duration::from_secs(60);
+    let (mut injected, mut seen) = (0, 0);
+    while seen < 3000 {
+        if injected < 3000 && injected - seen < 64 {
+            bench.model.inject(&frame(injected, 60 + injected % 3000));
+            injected += 1;
+        }
+        for bytes in bench.poll(0) {
+            assert_eq!(bytes, frame(seen, 60 + seen % 3000));
+            seen += 1;
+        }
+        assert!(Instant::now() < end, "{seen} of 3000");
+    }
+    drop(running);
+    bench.finish();
+}
+
+#[test]
+fn trap_01_descriptor_that_is_written_late_costs_its_frame_only() {
+    let mut bench = B82574::new();
+    assert!(bench.receive_with(Fault::LateWriteBack).is_empty());
+    assert_eq!(bench.rx_drops(DropReason::DeviceGarbage), 1);
+    bench.restart();
+    bench.works();
+    bench.finish();
+}
+
+fn garbage_lengths<K: Kind>() {
+    for len in [0, 2049, 0x4000, u16::MAX] {
+        let mut bench = Bench::<K>::new();
+        assert!(bench.receive_with(Fault::GarbageLength(len)).is_empty(), "{len}");
+        assert_eq!(bench.rx_drops(DropReason::DeviceGarbage), 1);
+        bench.works();
+        bench.finish();
+    }
+}
+
+#[test]
+fn trap_02_length_zero_or_beyond_the_buffer_drops_the_frame_only() {
+    both(garbage_lengths::<K8254x>, garbage_lengths::<K82574>);
+}
+
+#[test]
+fn trap_02_frame_that_never_ends_stops_the_port_and_a_restart_heals_it() {
+    let mut bench = B82574::new();
+    // Pieces that fill their buffers, and pieces that don't.
+    for len in [8192, 9014] {
+        bench.model.set_fault(Some(Fault::MissingEnd));
+        let before = bench.rx_drops(DropReason::DeviceGarbage);
+        (0..3).for_each(|_| bench.model.inject(&frame(0, len)));
+        assert!(bench.receive(3).is_empty());
+        assert_eq!(bench.rx_drops(DropReason::DeviceGarbage) - before, 1);
+        assert!(bench.reason().contains("never ends"), "{:?}", bench.nic.fault());
+        bench.model.lock().card().wire.to_nic.clear();
+        bench.restart();
+        bench.works();
+    }
+    bench.finish();
+}
+
+#[test]
+fn damaged_frame_is_dropped_and_counted() {
+    let mut bench = B82574::new();
+    assert!(bench.receive_with(Fault::Damaged).is_empty());
+    assert_eq!(bench.rx_drops(DropReason::DeviceError), 1);
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn trap_03_descriptor_completed_out_of_turn_is_not_read_and_stops_the_port() {
+    let mut bench = B82574::new();
+    bench.model.set_fault(Some(Fault::IndexJump(1)));
+    bench.model.inject(&frame(0, 64));
+    let mut frames = bench.receive(1);
+    let end = Instant::now() + Duration::from_secs(60);
+    while bench.nic.health() == Health::Ok {
+        frames.extend(bench.poll(0));
+        assert!(Instant::now() < end);
+    }
+    assert!(frames.is_empty());
+    assert!(bench.reason().contains("passed over"));
+    bench.restart();
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn trap_04_hung_transmitter_is_noticed_counted_and_restarted() {
+    let mut bench = B82574::unstarted();
+    bench.nic.set_tx_limit(Duration::from_millis(2));
+    bench.start();
+    bench.model.set_fault(Some(Fault::Hang));
+    let mut burst = Burst::new();
+    for n in 0..3 {
+        let packet = bench.packet(&frame(n, 64));
+        burst.push(packet).unwrap();
+    }
+    bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst);
+    let end = Instant::now() + Duration::from_secs(60);
+    while bench.nic.health() == Health::Ok {
+        bench.model.step();
+        bench.queues.tx[0].poll_control();
+        assert!(Instant::now() < end);
+    }
+    assert_eq!(bench.nic.fault(), Some(NicFault::TxHang { queue: 0, n_descriptors: 3 }));
+    bench.send(2, 64);
+    assert_eq!(bench.tx_drops(DropReason::TxTimeout), 2);
+    bench.nic.set_tx_limit(Duration::from_secs(5));
+    bench.restart();
+    assert_eq!(bench.tx_drops(DropReason::TxTimeout), 5, "those the device had as well");
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn trap_05_pulled_device_is_gone_and_gives_its_buffers_back() {
+    let mut bench = B82574::new();
+    bench.send(8, 64);
+    bench.model.set_fault(Some(Fault::Gone));
+    assert!(matches!(bench.nic.health(), Health::Gone(_)));
+    assert!(!bench.nic.link_after_looks(25).is_up());
+    bench.stop();
+    let error = bench.nic.start(&bench.pool, 1).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("gone"), "{error}");
+    bench.finish();
+}
+
+trait Looks {
+    fn link_after_looks(&mut self, n: usize) -> Link;
+}
+
+impl<D: Device> Looks for D {
+    fn link_after_looks(&mut self, n: usize) -> Link {
+        (0..n).for_each(|_| drop(self.link()));
+        self.link()
+    }
+}
+
+#[test]
+fn trap_06_counters_that_clear_on_read_sum_to_64_bits() {
+    let mut bench = B82574::new();
+    bench.send(10, 100);
+    assert_eq!((bench.counter("GPTC"), bench.counter("GOTC"), bench.counter("PTC127")), (10, 1040, 10));
+    bench.model.lock().preset(0x4090, u32::MAX - 10);
+    bench.model.lock().preset(0x4094, 7);
+    bench.send(1, 100);
+    let carried = (8u64 << 32) - 11 + 104 + 1040;
+    assert_eq!((bench.counter("GPTC"), bench.counter("GOTC")), (11, carried));
+    (0..3).for_each(|n| bench.model.inject(&frame(n, 1000)));
+    assert_eq!(bench.receive(3).len(), 3);
+    bench.restart();
+    assert_eq!((bench.counter("GPRC"), bench.counter("GPTC")), (3, 11), "kept over a restart");
+    bench.send(2, 64);
+    assert_eq!(bench.counter("GPTC"), 13);
+    bench.finish();
+}
+
+#[test]
+fn trap_07_device_whose_memory_decoding_went_off_is_started_anew() {
+    let mut bench = B82574::new();
+    bench.model.set_fault(Some(Fault::Deaf));
+    assert!(bench.reason().contains("memory decoding"));
+    bench.restart();
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn trap_08_stopped_device_does_no_dma() {
+    let mut bench = B82574::new();
+    assert_eq!((bench.model.bus_master(), bench.model.lock().is_enabled()), (true, [true; 2]));
+    bench.stop();
+    assert_eq!((bench.model.bus_master(), bench.model.lock().is_enabled()), (false, [false; 2]));
+    bench.start();
+    let Bench { nic, model, pool, cache, queues, .. } = bench;
+    drop(nic);
+    assert_eq!((model.bus_master(), model.lock().is_enabled()), (false, [false; 2]), "dropped while started");
+    drop((queues, cache));
+    assert_eq!(pool.counts().out, 0);
+}
+
+#[test]
+fn trap_10_all_descriptors_but_one_are_used_and_full_rings_leave_frames_with_the_caller() {
+    let mut bench = B82574::new();
+    assert_eq!(bench.model.lock().available(false, 0), 511);
+    let mut burst = Burst::new();
+    let mut sent = 0;
+    for _ in 0..20 {
+        while burst.room() > 0 {
+            let packet = bench.packet(&frame(0, 64));
+            burst.push(packet).unwrap();
+        }
+        sent += bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst);
+    }
+    assert_eq!((sent, bench.model.lock().available(true, 0)), (511, 511));
+    bench.model.step();
+    let left = burst.len();
+    assert_eq!(bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst), left);
+    bench.finish();
+}
+
+#[test]
+fn trap_11_descriptor_format_that_does_not_take_is_an_error_that_names_the_register() {
+    let mut bench = B82574::unstarted();
+    bench.model.lock().stuck_format = true;
+    let error = bench.nic.start(&bench.pool, 1).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("RFCTL & 0x00008000") && error.contains("it reads 0x00000000"), "{error}");
+    bench.model.lock().stuck_format = false;
+    bench.start();
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn trap_12_card_without_a_valid_address_gets_a_random_one() {
+    for bad in [MacAddr([0; 6]), MacAddr([0xff; 6])] {
+        let space = DmaSpace::new();
+        let (function, _model) =
+            crate::nic::model::new(&space, |memory| E1000Model::new(memory, Chip::I82574, bad));
+        let mut nic = open::<_, K82574>(function, &space).unwrap();
+        let mac = nic.mac().unwrap();
+        assert_eq!(mac.0[0] & 3, 2, "locally administered, unicast: {mac}");
+        assert!(nic.device_counters().contains(&("invalid_mac", 1)));
+    }
+}
+
+#[test]
+fn trap_13_all_interrupts_are_masked_before_vectors_are_enabled() {
+    let bench = B82574::unstarted();
+    bench.model.lock().write(0xd0, u32::MAX);
+    let masked_at_open = bench.model.writes_to(IMC);
+    assert!(masked_at_open >= 2, "before and after the reset");
+    let mut bench = bench;
+    bench.start();
+    assert_eq!(bench.model.lock().mask(), LSC | OTHER, "only the link's");
+    bench.finish();
+}
+
+#[test]
+fn reset_that_never_ends_names_register_mask_and_last_value() {
+    let mut bench = B82574::new();
+    bench.model.set_fault(Some(Fault::NeverResets));
+    bench.stop();
+    assert!(!bench.model.bus_master(), "what does not reset loses its bus");
+    let error = bench.nic.start(&bench.pool, 1).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("CTRL & 0x04000000 did not become 0x00000000"), "{error}");
+    bench.model.set_fault(None);
+    bench.start();
+    bench.works();
+    bench.finish();
+}
+
+#[test]
+fn card_is_opened_by_its_id() {
+    for (chip, driver) in [(Chip::I82574, "e1000e"), (Chip::I82545, "e1000")] {
+        let space = DmaSpace::new();
+        let (function, _model) = crate::nic::model::new(&space, |memory| E1000Model::new(memory, chip, MAC));
+        let nic = crate::nic::open(function, &space).unwrap();
+        assert_eq!((nic.info().driver, nic.mac()), (driver, Some(MAC)));
+    }
+}
