@@ -62,3 +62,23 @@ fn gather(chain: &[GuestSlice<'_>], mut wanted: &mut [u8]) {
         wanted = &mut wanted[n..];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
+
+    use super::*;
+
+    #[test]
+    fn checked_frames_are_data_valid_for_guests_that_negotiated_it_only() {
+        let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 64 }).unwrap();
+        let mut packet = pool.cache().alloc().unwrap();
+        packet.append(&[0; 60]).unwrap();
+        assert_eq!(to_guest(&packet, 1, Offloads::ALL)[0], 0);
+        packet.set_verified(true);
+        assert_eq!(to_guest(&packet, 1, Offloads::CSUM)[0], F_DATA_VALID);
+        assert_eq!(to_guest(&packet, 1, Offloads::NONE)[0], 0);
+        packet.set_verified(false);
+        assert_eq!(to_guest(&packet, 1, Offloads::ALL)[0], 0);
+    }
+}
