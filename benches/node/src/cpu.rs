@@ -1,0 +1,155 @@
+//! The machine: pinning, what a thread got of its CPU, and how far apart two CPUs are.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::runner::Result;
+
+/// Whether polling threads run before everything else; see [`be_realtime`].
+static REALTIME: AtomicBool = AtomicBool::new(false);
+/// Priority of polling threads, and of those that must get between them: prompts, and our own.
+const POLLING: u32 = 1;
+const ORDINARY: u32 = 3;
+
+/// On a machine that others use too: from now on polling threads have the CPUs to themselves, but for what the
+/// kernel keeps back (5 % unless /proc/sys/kernel/sched_rt_runtime_us says otherwise). Inherited by what is started.
+pub fn be_realtime() -> Result<()> {
+    if !set_priority(std::process::id(), ORDINARY) {
+        return Err(
+            "--realtime: chrt (package util-linux) can't change priorities here: needs root".to_owned()
+        );
+    }
+    REALTIME.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+fn set_priority(tid: u32, priority: u32) -> bool {
+    let mut chrt = std::process::Command::new("chrt");
+    chrt.args(["-f", "-p", &priority.to_string(), &tid.to_string()]);
+    chrt.status().is_ok_and(|status| status.success())
+}
+
+/// This thread's id.
+pub fn tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
+/// With `--realtime`: a thread that polls goes behind those that don't.
+pub fn is_polling(tid: u32) {
+    if REALTIME.load(Ordering::Relaxed) {
+        set_priority(tid, POLLING);
+    }
+}
+
+/// Pins the calling thread, which is going to poll.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    let pinned = sched_setaffinity(None, &set);
+    pinned.map_err(|os| format!("CPU {cpu} can't be had: {os} (choose others with --cpus)"))?;
+    is_polling(tid());
+    Ok(())
+}
+
+/// Time one hand-over of a cache line between two CPUs takes: the fastest of some stretches, since other work only
+/// makes it longer.
+pub fn handover_ns(a: usize, b: usize) -> f64 {
+    const ROUNDS: u64 = 2000;
+    const STRETCHES: usize = 8;
+    let (line, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (echo_line, echo_over) = (line.clone(), over.clone());
+    let echo = std::thread::spawn(move || {
+        let pinned = pin(b);
+        // Odd: the other side wrote; answers with the next even number.
+        while pinned.is_ok() && !echo_over.load(Ordering::Relaxed) {
+            let seen = echo_line.load(Ordering::Acquire);
+            if seen & 1 == 1 {
+                echo_line.store(seen + 1, Ordering::Release);
+            }
+        }
+    });
+    let main = std::thread::spawn(move || {
+        let (mut best, give_up) = (f64::MAX, Instant::now() + Duration::from_millis(200));
+        if pin(a).is_err() {
+            return best;
+        }
+        for _ in 0..STRETCHES {
+            let start = Instant::now();
+            for _ in 0..ROUNDS {
+                let odd = line.load(Ordering::Relaxed) + 1;
+                line.store(odd, Ordering::Release);
+                while line.load(Ordering::Acquire) == odd {
+                    if start.elapsed() > Duration::from_millis(50) {
+                        break;
+                    }
+                }
+                if line.load(Ordering::Relaxed) == odd {
+                    return best; // the other CPU is busy with something else
+                }
+            }
+            best = best.min(start.elapsed().as_nanos() as f64 / (2 * ROUNDS) as f64);
+            if Instant::now() > give_up {
+                break;
+            }
+        }
+        best
+    });
+    let best = main.join().unwrap_or(f64::MAX);
+    over.store(true, Ordering::Relaxed);
+    let _ = echo.join();
+    best
+}
+
+/// A thread whose share of its CPU is watched.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    path: String,
+    start: (u64, u64),
+}
+
+fn schedstat(path: &str) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut numbers = text.split_whitespace().map(|n| n.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+impl Watched {
+    /// Thread `tid` of process `pid`, which polls.
+    pub fn thread(pid: u32, tid: u32) -> Watched {
+        is_polling(tid);
+        let path = format!("/proc/{pid}/task/{tid}/schedstat");
+        let start = schedstat(&path).unwrap_or_default();
+        Watched { path, start }
+    }
+
+    /// The threads of a process whose names start with `name`.
+    pub fn named(pid: u32, name: &str) -> Vec<Watched> {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let named = tasks.filter(|task| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
+        });
+        let ids = named.filter_map(|task| task.file_name().to_string_lossy().parse().ok());
+        ids.map(|tid| Watched::thread(pid, tid)).collect()
+    }
+
+    /// Starts a new measurement.
+    pub fn restart(&mut self) {
+        self.start = schedstat(&self.path).unwrap_or_default();
+    }
+
+    /// Time run over time it could have run, since the restart.
+    pub fn share(&self) -> f64 {
+        let Some((run, wait)) = schedstat(&self.path) else { return 0.0 };
+        let (run, wait) = ((run - self.start.0) as f64, (wait - self.start.1) as f64);
+        if run + wait == 0.0 { 0.0 } else { run / (run + wait) }
+    }
+}
+
+/// Restarts all, waits, and returns the smallest share.
+pub fn smallest_share(threads: &[Watched]) -> f64 {
+    threads.iter().map(Watched::share).fold(1.0, f64::min)
+}
