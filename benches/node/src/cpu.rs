@@ -9,50 +9,17 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::runner::Result;
 
-/// Whether polling threads run before everything else; see [`be_realtime`].
-static REALTIME: AtomicBool = AtomicBool::new(false);
-/// Priority of polling threads, and of those that must get between them: prompts, and our own.
-const POLLING: u32 = 1;
-const ORDINARY: u32 = 3;
-
-/// On a machine that others use too: from now on polling threads have the CPUs to themselves, but for what the
-/// kernel keeps back (5 % unless /proc/sys/kernel/sched_rt_runtime_us says otherwise). Inherited by what is started.
-pub fn be_realtime() -> Result<()> {
-    if !set_priority(std::process::id(), ORDINARY) {
-        return Err(
-            "--realtime: chrt (package util-linux) can't change priorities here: needs root".to_owned()
-        );
-    }
-    REALTIME.store(true, Ordering::Relaxed);
-    Ok(())
-}
-
-fn set_priority(tid: u32, priority: u32) -> bool {
-    let mut chrt = std::process::Command::new("chrt");
-    chrt.args(["-f", "-p", &priority.to_string(), &tid.to_string()]);
-    chrt.status().is_ok_and(|status| status.success())
-}
-
 /// This thread's id.
 pub fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
-}
-
-/// With `--realtime`: a thread that polls goes behind those that don't.
-pub fn is_polling(tid: u32) {
-    if REALTIME.load(Ordering::Relaxed) {
-        set_priority(tid, POLLING);
-    }
 }
 
 /// Pins the calling thread, which is going to poll.
 pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu);
-    let pinned = sched_setaffinity(None, &set);
-    pinned.map_err(|os| format!("CPU {cpu} can't be had: {os} (choose others with --cpus)"))?;
-    is_polling(tid());
-    Ok(())
+    sched_setaffinity(None, &set)
+        .map_err(|os| format!("CPU {cpu} can't be had: {os} (choose others with --cpus)"))
 }
 
 /// Time one hand-over of a cache line between two CPUs takes: the fastest of some stretches, since other work only
@@ -120,7 +87,6 @@ fn schedstat(path: &str) -> Option<(u64, u64)> {
 impl Watched {
     /// Thread `tid` of process `pid`, which polls.
     pub fn thread(pid: u32, tid: u32) -> Watched {
-        is_polling(tid);
         let path = format!("/proc/{pid}/task/{tid}/schedstat");
         let start = schedstat(&path).unwrap_or_default();
         Watched { path, start }

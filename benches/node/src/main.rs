@@ -4,6 +4,10 @@
 //!     cargo run --release -p spp-bench -- --row P1 --row P6   some rows
 //!     cargo run --release -p spp-bench -- --json --plot bench.svg
 //!
+//! On a machine that others use too, in a session of its own that goes before theirs:
+//!
+//!     setsid -w bash -c 'echo -20 > /proc/self/autogroup; cargo run --release -p spp-bench'
+//!
 //! It starts everything itself and takes samples of ours and of the baseline in turns, so that both see the same
 //! machine. [`runner`] takes samples and compares them, [`rows`] knows what is compared, [`cpu`] and
 //! [`testpmd`] and [`dpdk`] are the means, [`report`] and [`plot`] print.
@@ -49,9 +53,6 @@ struct Args {
     /// Samples in which a polling thread got less than this share of its CPU count only if there are no others.
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     share_min: f64,
-    /// Gives polling threads real-time priority: for machines that others use meanwhile (needs root; they stand still).
-    #[arg(long)]
-    realtime: bool,
     /// Prints all samples as JSON.
     #[arg(long)]
     json: bool,
@@ -86,9 +87,6 @@ fn run(args: &Args) -> Result<()> {
         frontend_cpu,
         share_min: args.share_min,
     };
-    if args.realtime {
-        cpu::be_realtime()?;
-    }
     let wanted = |row: &str| args.row.is_empty() || args.row.iter().any(|r| r.eq_ignore_ascii_case(row));
     let mut cases = Vec::new();
     let machine = report::Machine::look(&plan);

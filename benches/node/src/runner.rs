@@ -26,6 +26,18 @@ pub struct Plan {
     pub share_min: f64,
 }
 
+impl Plan {
+    /// The backend's CPU, and the other one.
+    pub fn backend_first(&self) -> [usize; 2] {
+        [self.backend_cpu, self.frontend_cpu]
+    }
+
+    /// The frontend's CPU, and the other one.
+    pub fn frontend_first(&self) -> [usize; 2] {
+        [self.frontend_cpu, self.backend_cpu]
+    }
+}
+
 /// What a side measured in one window.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Reading {

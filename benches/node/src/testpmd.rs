@@ -108,12 +108,18 @@ pub struct Testpmd {
 }
 
 impl Testpmd {
-    /// Starts it with these devices and options; its polling thread is on `cpu`.
-    pub fn start(name: &str, cpu: usize, vdevs: &[String], options: &[&str]) -> Result<Testpmd> {
+    /// Starts it with these devices and options; its polling thread is on the first CPU, its prompt on the second, so that
+    /// a question does not take the CPU from who is measured.
+    pub fn start(
+        name: &str,
+        [cpu, prompt_cpu]: [usize; 2],
+        vdevs: &[String],
+        options: &[&str],
+    ) -> Result<Testpmd> {
         if Command::new("dpdk-testpmd").arg("--version").output().is_err() {
             return Err("dpdk-testpmd is not installed (Debian package dpdk-dev)".to_owned());
         }
-        let mut args = eal(&format!("0@{cpu},1@{cpu}"), 256);
+        let mut args = eal(&format!("0@{prompt_cpu},1@{cpu}"), 256);
         vdevs.iter().for_each(|vdev| args.extend(["--vdev".to_owned(), vdev.clone()]));
         args.extend(["--", "-i", "--no-mlockall", "--total-num-mbufs=8192"].map(str::to_owned));
         args.extend(options.iter().map(|option| (*option).to_owned()));

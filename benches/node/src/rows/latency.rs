@@ -1,4 +1,5 @@
-//! P8: one frame in flight between our built-in guest and a vhost port: ours, and testpmd's.
+//! P8: one frame in flight. The mean with testpmd's frontend, on ours and on testpmd's vhost port; percentiles with our
+//! built-in guest, on ours alone.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,51 +12,25 @@ use tempfile::TempDir;
 use crate::cpu::{self, Watched};
 use crate::port::{Backend, Job, Ours};
 use crate::runner::{Case, Plan, Reading, Result, Side};
-use crate::testpmd::Testpmd;
 
 const DEADLINE: Duration = Duration::from_secs(15);
 const PARTS: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// Round trips, in nanoseconds, by percentile.
 pub fn measure(plan: &Plan, done: &mut dyn FnMut(Case)) {
+    super::vhost::round_trip(plan, done);
     for (name, part) in PARTS {
-        let case = Case::new("P8", format!("round trip of one 64 B frame, {name}"), "ns", Some(1.0));
-        let (ours, theirs) = (side(plan, part, true), side(plan, part, false));
-        done(case.less_is_better().measure(plan, ours, theirs));
+        let case = Case::new("P8", format!("round trip of one 64 B frame, {name}, our guest"), "ns", None);
+        let none = Err("testpmd has no percentiles".to_owned());
+        done(case.less_is_better().measure(plan, ours(plan, part), none));
     }
 }
 
-fn side(plan: &Plan, part: f64, ours: bool) -> Result<Box<dyn Side>> {
+fn ours(plan: &Plan, part: f64) -> Result<Box<dyn Side>> {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let socket = dir.path().join("sock0");
-    if ours {
-        let backend = Ours::start(plan.backend_cpu, Job::MacSwap, std::slice::from_ref(&socket))?;
-        return Ok(Box::new(RoundTrips::new(plan, part, backend, &socket, dir)?));
-    }
-    let vdev = format!("net_vhost0,iface={},queues=1", socket.display());
-    let options = ["--forward-mode=macswap", "--nb-cores=1"];
-    let backend = Bystander(Testpmd::start("testpmd's vhost", plan.backend_cpu, &[vdev], &options)?);
+    let backend = Ours::start(plan.backend_cpu, Job::MacSwap, std::slice::from_ref(&socket))?;
     Ok(Box::new(RoundTrips::new(plan, part, backend, &socket, dir)?))
-}
-
-struct Bystander(Testpmd);
-
-impl Backend for Bystander {
-    fn go(&mut self) -> Result<()> {
-        self.0.say("start")
-    }
-    fn mark(&mut self) -> Result<()> {
-        Ok(())
-    }
-    fn cycles_per_packet(&mut self) -> Result<Option<f64>> {
-        Ok(None)
-    }
-    fn halt(&mut self) -> Result<()> {
-        self.0.stop()
-    }
-    fn threads(&self) -> Vec<Watched> {
-        self.0.threads()
-    }
 }
 
 struct RoundTrips<B> {

@@ -75,7 +75,7 @@ impl Node {
         let vf = |(n, (address, n_vhost)): (usize, &(&str, u32))| {
             let address = address.replace("DIR", &dir.path().display().to_string());
             serde_json::json!({ "num_vhost": n_vhost, "pci_address": address,
-                "physical_network": format!("phys{n}"), "core_mask": "0xffffffff" })
+                "physical_network": format!("phys{n}"), "core_mask": format!("{:#x}", 0xffff_u64 << (16 * n)) })
         };
         let config: Vec<_> = nics.iter().enumerate().map(vf).collect();
         std::fs::write(dir.path().join("node.json"), serde_json::json!(config).to_string()).map_err(text)?;

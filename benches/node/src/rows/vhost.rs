@@ -21,6 +21,8 @@ pub enum Load {
     Closed,
     /// It sends as fast as it can, and throws away what comes back.
     Open,
+    /// One frame in flight; what is measured is the mean round trip in nanoseconds.
+    One,
 }
 
 struct Shape {
@@ -83,6 +85,15 @@ fn one_port(row: &'static str, shapes: &[Shape], plan: &Plan, done: &mut dyn FnM
     }
 }
 
+/// P8's mean; its percentiles are in [`latency`](super::latency).
+pub fn round_trip(plan: &Plan, done: &mut dyn FnMut(Case)) {
+    let shape = Shape { load: Load::One, ..shape("", PLAIN, 64, 1.0, 1.0) };
+    let case =
+        Case::new("P8", "round trip of one 64 B frame, mean, testpmd", "ns", Some(1.0)).less_is_better();
+    let (ours, theirs) = (side(plan, &shape, Job::MacSwap, true), side(plan, &shape, Job::MacSwap, false));
+    done(case.measure(plan, ours, theirs));
+}
+
 /// P5.
 pub fn guest_to_guest(plan: &Plan, done: &mut dyn FnMut(Case)) {
     let shapes = [
@@ -102,22 +113,23 @@ fn side(plan: &Plan, shape: &Shape, job: Job, ours: bool) -> Result<Box<dyn Side
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let n_ports = if job == Job::Cross { 2 } else { 1 };
     let sockets: Vec<PathBuf> = (0..n_ports).map(|n| dir.path().join(format!("sock{n}"))).collect();
-    let frontend =
-        |sockets: &[PathBuf]| frontend(plan.frontend_cpu, sockets, shape.devargs, shape.len, shape.load, &[]);
+    let frontend = |sockets: &[PathBuf]| {
+        frontend(plan.frontend_first(), sockets, shape.devargs, shape.len, shape.load, &[])
+    };
     if ours {
         let backend = Ours::start(plan.backend_cpu, job, &sockets)?;
         let frontend = frontend(&sockets)?;
         backend.wait_running(n_ports)?;
         return Ok(Box::new(Pair { frontend, backend, load: shape.load, _dir: dir }));
     }
-    let backend = Baseline::start(plan.backend_cpu, job, &sockets)?;
+    let backend = Baseline::start(plan.backend_first(), job, &sockets)?;
     let frontend = frontend(&sockets)?;
     Ok(Box::new(Pair { frontend, backend, load: shape.load, _dir: dir }))
 }
 
 /// A testpmd with a virtio-user port for each socket.
 pub fn frontend(
-    cpu: usize,
+    cpus: [usize; 2],
     sockets: &[PathBuf],
     devargs: &str,
     len: u32,
@@ -128,22 +140,25 @@ pub fn frontend(
         format!("net_virtio_user{n},path={},queues=1,queue_size=256,{devargs}", path.display())
     };
     let vdevs: Vec<String> = sockets.iter().enumerate().map(vdev).collect();
-    let mode = if load == Load::Closed { "--forward-mode=io" } else { "--forward-mode=flowgen" };
+    let mode = if load == Load::Open { "--forward-mode=flowgen" } else { "--forward-mode=io" };
     let len = format!("--txpkts={len}");
     let mut options = vec![mode, &len, "--nb-cores=1"];
+    if load == Load::One {
+        options.push("--burst=1");
+    }
     options.extend(more);
-    Testpmd::start("frontend", cpu, &vdevs, &options)
+    Testpmd::start("frontend", cpus, &vdevs, &options)
 }
 
 /// The baseline: testpmd with vhost ports.
 struct Baseline(Testpmd);
 
 impl Baseline {
-    fn start(cpu: usize, job: Job, sockets: &[PathBuf]) -> Result<Baseline> {
+    fn start(cpus: [usize; 2], job: Job, sockets: &[PathBuf]) -> Result<Baseline> {
         let vdev = |(n, path): (usize, &PathBuf)| format!("net_vhost{n},iface={},queues=1", path.display());
         let vdevs: Vec<String> = sockets.iter().enumerate().map(vdev).collect();
         let mode = if job == Job::Cross { "--forward-mode=io" } else { "--forward-mode=macswap" };
-        Testpmd::start("testpmd's vhost", cpu, &vdevs, &[mode, "--nb-cores=1", "--record-core-cycles"])
+        Testpmd::start("testpmd's vhost", cpus, &vdevs, &[mode, "--nb-cores=1", "--record-core-cycles"])
             .map(Baseline)
     }
 }
@@ -188,6 +203,7 @@ impl<B: Backend> Side for Pair<B> {
         match self.load {
             Load::Closed => self.frontend.say(&format!("start tx_first {LOOP_BURSTS}"))?,
             Load::Open => self.frontend.say("start")?,
+            Load::One => self.frontend.say("start tx_first 1")?,
         }
         std::thread::sleep(WARM_UP);
         let mut threads = self.backend.threads();
@@ -206,6 +222,7 @@ impl<B: Backend> Side for Pair<B> {
         if n == 0 {
             return Err("no packet came back".to_owned());
         }
-        Ok(Reading { value: n as f64 / seconds / 1e6, cycles_per_packet, cpu_share })
+        let value = if self.load == Load::One { seconds * 1e9 / n as f64 } else { n as f64 / seconds / 1e6 };
+        Ok(Reading { value, cycles_per_packet, cpu_share })
     }
 }

@@ -41,7 +41,7 @@ fn sockets() -> Result<(tempfile::TempDir, [PathBuf; 2])> {
 /// Port 0 is the network, port 1 the VM: what one receives the other sends.
 fn both_ends(plan: &Plan, sockets: &[PathBuf; 2], len: u32) -> Result<crate::testpmd::Testpmd> {
     let peer = format!("--eth-peer=0,{VM}");
-    frontend(plan.frontend_cpu, sockets, VIRTIO_USER, len, Load::Closed, &[&peer])
+    frontend(plan.frontend_first(), sockets, VIRTIO_USER, len, Load::Closed, &[&peer])
 }
 
 fn ours(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
@@ -55,9 +55,10 @@ fn ours(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
 
 fn baseline(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
     let (dir, sockets) = sockets()?;
-    let cpu = plan.backend_cpu;
+    let [cpu, prompt_cpu] = plan.backend_first();
     let n_workers = if apart { 4 } else { 1 };
-    let lcores: Vec<String> = (0..=n_workers).map(|lcore| format!("{lcore}@{cpu}")).collect();
+    let workers = (1..=n_workers).map(|lcore| format!("{lcore}@{cpu}"));
+    let lcores: Vec<String> = std::iter::once(format!("0@{prompt_cpu}")).chain(workers).collect();
     let mut args = eal(&lcores.join(","), 256);
     for (n, path) in sockets.iter().enumerate() {
         args.extend(["--vdev".to_owned(), format!("net_vhost{n},iface={},queues=1", path.display())]);
