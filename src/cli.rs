@@ -14,6 +14,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use spp_agent::{Endpoints, Name};
 use spp_drivers::MacAddr;
+use spp_pipeline::idle::IdlePolicy;
+use spp_pipeline::idle::IdlePolicy;
 
 use crate::access::{EtcdAccess, SignsOfLife};
 
@@ -113,6 +115,15 @@ pub struct Run {
     /// Run any core mask on the CPUs there are: threads are not pinned and yield when idle
     #[arg(long)]
     pub fold_cores: bool,
+    /// What cores do while there are no packets: spin (fastest), pause (leaves the core's other thread more), or
+    /// sleep-max=US (sleep up to so many microseconds, which a first packet then waits)
+    #[arg(
+        long,
+        value_name = "spin|pause|sleep-max=US",
+        default_value = "spin",
+        conflicts_with = "fold_cores"
+    )]
+    pub idle: IdlePolicy,
     /// Send what guests of one NIC and VLAN send each other to the wire too, as SPP does, and not from guest to guest inside
     #[arg(long)]
     pub no_local_switching: bool,

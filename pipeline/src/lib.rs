@@ -5,7 +5,8 @@
 //!
 //! The packet path, lowest first: [`frame`] (Ethernet and tags), [`table`] (who gets what),
 //! `edge` (bursts in and out), the components `forwarder`, `merger`, `classifier` and `mirror`, [`plan`]
-//! (all of it as data), [`engine`] (one core's turn), [`worker`] (its thread).
+//! (all of it as data), [`engine`] (one core's turn), [`worker`] (its thread), [`idle`] (what that does
+//! without packets).
 //!
 //! [`node`] owns the devices, ports, rings and workers and makes them follow the topology;
 //! [`status`] and [`compat`] are what it says about itself.
@@ -22,6 +23,7 @@ pub mod engine;
 mod forwarder;
 pub mod frame;
 mod handover;
+pub mod idle;
 mod local;
 mod merger;
 mod mirror;

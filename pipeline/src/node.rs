@@ -26,6 +26,7 @@ use spp_vhost::{Role, VhostError, VhostPort};
 use crate::compile::Wiring;
 use crate::config::{ConfigError, NodeConfig};
 use crate::cores::CoresError;
+use crate::idle::IdlePolicy;
 use crate::names::{ComponentKind, PortName};
 use crate::plan::VlanOp;
 use crate::table::TableError;
@@ -52,6 +53,8 @@ pub struct NodeOptions {
     pub state_dir: Option<PathBuf>,
     /// Worker threads are not pinned and give up their CPU when idle, so any mask runs anywhere.
     pub fold_cores: bool,
+    /// What worker threads do when idle, unless they are folded.
+    pub idle: IdlePolicy,
     /// Nothing passes from the guest of a vhost that is not plugged. True wherever plug and unplug
     /// are used; false for a node wired by component commands alone.
     pub gate_unplugged: bool,
@@ -70,6 +73,7 @@ impl Default for NodeOptions {
             vhost_role: Role::Client,
             state_dir: None,
             fold_cores: false,
+            idle: IdlePolicy::Spin,
             gate_unplugged: true,
             local_switching: true,
             change_deadline: Duration::from_secs(2),

@@ -16,6 +16,7 @@ use spp_drivers::spsc::{self, Consumer, Producer};
 
 use crate::engine::{Activity, Engine};
 use crate::handover::{Parcel, SlotBook};
+use crate::idle::{Idle, IdlePolicy};
 use crate::plan::{Change, Done};
 use crate::stats::{CycleCounters, Cycles};
 
@@ -29,11 +30,6 @@ const CONTROL_TURNS: u32 = 64;
 /// How long a new thread may take to say that it runs.
 const START_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Folded workers: idle turns before sleeping, and the shortest and longest sleep.
-const YIELD_TURNS: u32 = 64;
-const SLEEP_MIN: Duration = Duration::from_micros(20);
-const SLEEP_MAX: Duration = Duration::from_millis(1);
-
 /// Which core, and how.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
@@ -42,6 +38,8 @@ pub struct WorkerConfig {
     /// True: not pinned, and yields or sleeps when idle, so that any number of workers share the
     /// CPUs there are.
     pub fold: bool,
+    /// What it does when it is idle; a folded one yields and sleeps whatever this says.
+    pub idle: IdlePolicy,
     /// Thread name; the kernel keeps 15 bytes of it. `spp-core-N` is usual.
     pub name: String,
 }
@@ -110,6 +108,7 @@ impl Worker {
         let (acks, replies) = spsc::ring(MAILBOX_SLOTS);
         let (started, start) = mpsc::sync_channel(1);
         let (core, fold, pool) = (config.core, config.fold, pool.clone());
+        let policy = if fold { IdlePolicy::Fold } else { config.idle };
         let body = move || {
             let placed = if fold { Ok(()) } else { pin(core) };
             let engine = Engine::new(&pool);
@@ -117,7 +116,7 @@ impl Worker {
             let go = placed.is_ok();
             let heard = started.send(placed.map(|()| engine.share_cycles()));
             if go && heard.is_ok() {
-                serve(engine, orders, acks, fold);
+                serve(engine, orders, acks, policy);
             }
         };
         let thread = thread::Builder::new().name(config.name).spawn(body);
@@ -217,7 +216,12 @@ impl Worker {
 }
 
 /// The thread's life: turns, with a look into the mailbox before each.
-fn serve(mut engine: Engine, mut orders: Consumer<Box<Parcel>>, mut acks: Producer<Box<Parcel>>, fold: bool) {
+fn serve(
+    mut engine: Engine,
+    mut orders: Consumer<Box<Parcel>>,
+    mut acks: Producer<Box<Parcel>>,
+    policy: IdlePolicy,
+) {
     let mut idle = Idle::default();
     let mut turns = 0u32;
     loop {
@@ -236,8 +240,7 @@ fn serve(mut engine: Engine, mut orders: Consumer<Box<Parcel>>, mut acks: Produc
         let mut service = turns & (CONTROL_TURNS - 1) == 0;
         match activity {
             Activity::Useful => idle = Idle::default(),
-            _ if fold => service |= idle.rest(activity == Activity::Blocked),
-            _ => std::hint::spin_loop(),
+            _ => service |= idle.rest(policy, activity == Activity::Blocked),
         }
         if service {
             engine.poll_control();
@@ -245,29 +248,6 @@ fn serve(mut engine: Engine, mut orders: Consumer<Box<Parcel>>, mut acks: Produc
                 return;
             }
         }
-    }
-}
-
-/// How a folded worker gives its CPU to others when it has nothing to do.
-#[derive(Default)]
-struct Idle {
-    turns: u32,
-    sleep: Duration,
-}
-
-impl Idle {
-    /// Yields, or sleeps after a long idle time; true when it slept.
-    fn rest(&mut self, blocked: bool) -> bool {
-        self.turns += 1;
-        if self.turns < YIELD_TURNS {
-            thread::yield_now();
-            return false;
-        }
-        self.turns = YIELD_TURNS;
-        let longest = if blocked { SLEEP_MIN } else { SLEEP_MAX };
-        self.sleep = (self.sleep * 2).clamp(SLEEP_MIN, longest);
-        thread::sleep(self.sleep);
-        true
     }
 }
 

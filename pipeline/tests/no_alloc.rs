@@ -142,8 +142,11 @@ impl RxQueue for Probe {
 #[test]
 fn worker_allocates_and_frees_nothing_while_plans_and_halves_come_and_go() {
     let pool = pool(64);
-    let mut worker =
-        Worker::spawn(WorkerConfig { core: 0, fold: true, name: "spp-core-0".into() }, &pool).unwrap();
+    let mut worker = Worker::spawn(
+        WorkerConfig { core: 0, fold: true, idle: Default::default(), name: "spp-core-0".into() },
+        &pool,
+    )
+    .unwrap();
     let calls = Arc::new(AtomicU64::new(u64::MAX));
     let forward =
         |slot| Work::Forward { rx: rx_edge(slot, VlanOp::None), tx: tx_edge(slot, VlanOp::None, WAIT) };

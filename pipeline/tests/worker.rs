@@ -17,7 +17,7 @@ use support::*;
 const A: &str = "02:00:00:00:00:0a";
 
 fn folded(core: usize) -> WorkerConfig {
-    WorkerConfig { core, fold: true, name: format!("spp-core-{core}") }
+    WorkerConfig { core, fold: true, idle: Default::default(), name: format!("spp-core-{core}") }
 }
 
 fn forward(rx: u16, tx: u16) -> Work {
@@ -163,7 +163,8 @@ fn pinned_worker_runs_on_its_core() {
     let allowed = rustix::thread::sched_getaffinity(None).unwrap();
     let core = (0..rustix::thread::CpuSet::MAX_CPU).rfind(|&cpu| allowed.is_set(cpu)).unwrap();
     let pool = pool(64);
-    let config = WorkerConfig { core, fold: false, name: format!("spp-core-{core}") };
+    let config =
+        WorkerConfig { core, fold: false, idle: Default::default(), name: format!("spp-core-{core}") };
     let mut worker = Worker::spawn(config, &pool).unwrap();
     let seen = Arc::new(AtomicUsize::new(usize::MAX));
     let probe = Box::new(Probe { cpu: seen.clone(), stats: QueueStats::shared() });
@@ -206,7 +207,10 @@ impl RxQueue for Probe {
 fn core_that_is_not_there_is_refused_with_the_remedy() {
     let pool = pool(64);
     for core in [1000, 100_000] {
-        let refused = Worker::spawn(WorkerConfig { core, fold: false, name: "spp-core".into() }, &pool);
+        let refused = Worker::spawn(
+            WorkerConfig { core, fold: false, idle: Default::default(), name: "spp-core".into() },
+            &pool,
+        );
         let text = refused.err().expect("no machine has that core").to_string();
         assert!(text.contains(&format!("core {core}")) && text.contains("--fold-cores"), "{text}");
         assert!(Worker::spawn(folded(core), &pool).is_ok(), "folded workers run anywhere");

@@ -116,7 +116,8 @@ fn run_apart(cpu: usize, changes: Vec<Change>, pool: &Pool) -> Result<Runs> {
     let start = move || -> Result<Vec<Worker>> {
         cpu::pin(cpu)?;
         let start = |change: Change| {
-            let config = WorkerConfig { core: cpu, fold: true, name: "spp-core".to_owned() };
+            let config =
+                WorkerConfig { core: cpu, fold: true, idle: Default::default(), name: "spp-core".to_owned() };
             let mut worker = Worker::spawn(config, &pool).map_err(|error| error.to_string())?;
             worker.change(change, DEADLINE).map_err(|error| error.to_string())?;
             Ok(worker)

@@ -68,7 +68,7 @@ pub(super) fn build(
     let counts = pool.counts();
     tracing::info!(buffers = counts.capacity, page_size_bytes = pool.page_size().bytes(), "packet memory");
 
-    let board = Switchboard::new(&pool, options.fold_cores, options.change_deadline);
+    let board = Switchboard::new(&pool, &options);
     let now = Instant::now();
     // From here on dropping the node closes what is open.
     let mut node = Node {

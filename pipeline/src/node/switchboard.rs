@@ -12,8 +12,9 @@ use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::tsc;
 use spp_vhost::Live;
 
-use super::NodeError;
+use super::{NodeError, NodeOptions};
 use crate::compile::{Input, Running, Share, Step, Wiring, steps};
+use crate::idle::IdlePolicy;
 use crate::names::{ComponentKind, PortName};
 use crate::plan::{
     Change, ComponentPlan, CorePlan, Done, Member, Origin, RxEdge, RxSlot, Sharing, TxEdge, TxSlot, WhenFull,
@@ -109,6 +110,7 @@ struct Core {
 pub(super) struct Switchboard {
     pool: Pool,
     fold: bool,
+    idle: IdlePolicy,
     deadline: Duration,
     cores: BTreeMap<usize, Core>,
     pub parked: Parked,
@@ -123,11 +125,12 @@ pub(super) struct Switchboard {
 }
 
 impl Switchboard {
-    pub fn new(pool: &Pool, fold: bool, deadline: Duration) -> Switchboard {
+    pub fn new(pool: &Pool, options: &NodeOptions) -> Switchboard {
         Switchboard {
             pool: pool.clone(),
-            fold,
-            deadline,
+            fold: options.fold_cores,
+            idle: options.idle,
+            deadline: options.change_deadline,
             cores: BTreeMap::new(),
             parked: Parked::default(),
             running: Wiring::default(),
@@ -168,7 +171,8 @@ impl Switchboard {
 
     fn ensure_core(&mut self, core: usize) -> Result<(), NodeError> {
         if !self.cores.contains_key(&core) {
-            let config = WorkerConfig { core, fold: self.fold, name: format!("spp-core-{core}") };
+            let name = format!("spp-core-{core}");
+            let config = WorkerConfig { core, fold: self.fold, idle: self.idle, name };
             let worker = Worker::spawn(config, &self.pool)?;
             self.cores.insert(core, Core { worker, slots: Slots::default(), open: BTreeMap::new() });
         }
