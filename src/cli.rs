@@ -15,7 +15,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use spp_agent::{Endpoints, Name};
 use spp_drivers::MacAddr;
 use spp_pipeline::idle::IdlePolicy;
-use spp_pipeline::idle::IdlePolicy;
 
 use crate::access::{EtcdAccess, SignsOfLife};
 

@@ -45,7 +45,8 @@ fn rx(slot: u16) -> RxEdge {
 }
 
 fn tx(slot: u16, full: WhenFull) -> TxEdge {
-    TxEdge { slot: TxSlot(slot), vlan: VlanOp::None, full, guest: None, stats: QueueStats::shared() }
+    let stats = QueueStats::shared();
+    TxEdge { slot: TxSlot(slot), vlan: VlanOp::None, full, guest: None, sharing: None, stats }
 }
 
 /// One component with its halves, whose slots are numbered as the components are.
