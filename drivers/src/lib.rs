@@ -8,11 +8,8 @@ pub mod burst;
 pub mod dma;
 pub mod e1000;
 pub mod fault;
-<<<<<<< HEAD
 pub mod intel;
-=======
 pub mod ixgbe;
->>>>>>> 9df00e7 (drivers: a software 82599, and a server that gives it to QEMU over vfio-user)
 pub mod mac;
 pub mod nic;
 pub mod offload;

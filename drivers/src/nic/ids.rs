@@ -9,6 +9,8 @@ pub enum Family {
     E1000,
     /// 82574.
     E1000e,
+    /// 82599, X540, X550.
+    Ixgbe,
 }
 
 impl Family {
@@ -18,6 +20,7 @@ impl Family {
             Family::VirtioNet => "virtio-net",
             Family::E1000 => "e1000",
             Family::E1000e => "e1000e",
+            Family::Ixgbe => "ixgbe",
         }
     }
 }
@@ -32,6 +35,21 @@ pub const TABLE: &[(u16, u16, Family, &str)] = &[
     (INTEL, 0x100e, Family::E1000, "82540EM"),
     (INTEL, 0x100f, Family::E1000, "82545EM"),
     (INTEL, 0x10d3, Family::E1000e, "82574L"),
+    (INTEL, 0x10fb, Family::Ixgbe, "82599, SFP+"),
+    (INTEL, 0x10f7, Family::Ixgbe, "82599, KX4"),
+    (INTEL, 0x1517, Family::Ixgbe, "82599, KR"),
+    (INTEL, 0x10f8, Family::Ixgbe, "82599, backplane"),
+    (INTEL, 0x10f9, Family::Ixgbe, "82599, CX4"),
+    (INTEL, 0x10fc, Family::Ixgbe, "82599, XAUI"),
+    (INTEL, 0x151c, Family::Ixgbe, "82599, 10GBASE-T"),
+    (INTEL, 0x1557, Family::Ixgbe, "82599EN, SFP+"),
+    (INTEL, 0x154d, Family::Ixgbe, "82599, dual SFP+"),
+    (INTEL, 0x154a, Family::Ixgbe, "82599, quad SFP+"),
+    (INTEL, 0x1558, Family::Ixgbe, "82599, QSFP+"),
+    (INTEL, 0x1528, Family::Ixgbe, "X540-T2"),
+    (INTEL, 0x1560, Family::Ixgbe, "X540-T1"),
+    (INTEL, 0x1563, Family::Ixgbe, "X550-T2"),
+    (INTEL, 0x15d1, Family::Ixgbe, "X550-T1"),
 ];
 
 /// The driver for a PCI id, if spp has one.

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use spp_drivers::ixgbe::model::Memory;
@@ -69,21 +70,19 @@ impl Memory for Maps {
     }
 
     fn write(&self, iova: u64, bytes: &[u8]) -> bool {
-        // A descriptor's last word says that it is done: it goes last, as on the bus.
-        let (first, last) = bytes.split_at(if bytes.len() == 16 { 8 } else { 0 });
-        self.copy_in(iova, first) && {
-            std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-            self.copy_in(iova + first.len() as u64, last)
-        }
-    }
-}
-
-impl Maps {
-    fn copy_in(&self, iova: u64, bytes: &[u8]) -> bool {
         self.each(iova, bytes.len(), |to, at, n| {
             let from = bytes[at..at + n].as_ptr();
             // SAFETY: `each` vouches for n mapped bytes at `to`, under the lock; `from` has n bytes.
             unsafe { std::ptr::copy_nonoverlapping(from, to, n) }
+        })
+    }
+
+    fn write_last(&self, iova: u64, word: u64) -> bool {
+        assert!(iova.is_multiple_of(8), "a done bit lies in an aligned word");
+        self.each(iova, 8, |to, _, _| {
+            // SAFETY: `each` vouches for 8 bytes at `to`; mappings start on a page, so it is aligned as the IOVA is.
+            let place = unsafe { AtomicU64::from_ptr(to.cast()) };
+            place.store(word.to_le(), Ordering::Release);
         })
     }
 }

@@ -9,6 +9,7 @@
 //! and MACsec, FCoE, time stamps, header split, wake-up, pause frames.
 
 mod eeprom;
+mod function;
 mod interrupt;
 mod map;
 mod offload;
@@ -21,7 +22,9 @@ mod tx;
 
 use std::collections::VecDeque;
 
+pub use crate::nic::model::DeviceMemory as Memory;
 pub use eeprom::Module;
+pub use function::Function;
 use interrupt::Interrupts;
 use map::N_QUEUES;
 use stats::Stats;
@@ -30,14 +33,6 @@ use stats::Stats;
 pub const BAR_BYTES: usize = map::BAR_BYTES;
 /// MSI-X vectors of the function.
 pub const N_VECTORS: usize = 64;
-
-/// Memory as the card reaches it, by bus address.
-pub trait Memory {
-    /// Fills `into` from `iova`; false when not all of it is mapped.
-    fn read(&self, iova: u64, into: &mut [u8]) -> bool;
-    /// Writes to `iova`; false when not all of it is mapped.
-    fn write(&self, iova: u64, bytes: &[u8]) -> bool;
-}
 
 /// What sits between the card and the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,7 +282,9 @@ impl Model {
     }
 
     fn write_descriptor(&mut self, memory: &dyn Memory, iova: u64, bytes: [u8; 16], queue: usize) {
-        if !memory.write(iova, &bytes) {
+        let (first, last) = bytes.split_at(8);
+        let last = u64::from_le_bytes(last.try_into().expect("eight bytes"));
+        if !(memory.write(iova, first) && memory.write_last(iova + 8, last)) {
             self.violation(format!("queue {queue}: descriptor at {iova:#x} is not mapped"));
         }
     }

@@ -38,6 +38,9 @@ impl Model {
         }
         for queue in 0..N_QUEUES {
             self.set_reg(srrctl(queue), 0x402);
+            // Relaxed ordering is on until a driver switches it off (8.2.3.11.1, 8.2.3.11.2).
+            self.set_reg(canonical(rx(queue) + 0x0c), 0xa200);
+            self.set_reg(tx(queue) + 0x0c, 0x2a00);
         }
         // Packet buffer sizes: all in the first.
         self.set_reg(0x3c00, 512 << 10);
@@ -223,6 +226,7 @@ pub(super) const fn srrctl(queue: usize) -> usize {
 fn canonical(offset: usize) -> usize {
     match offset {
         0x1014..0x1414 if offset % 0x40 == 0x14 => SRRCTL_LOW + (offset - 0x1014) / 0x10,
+        0x100c..0x140c if offset % 0x40 == 0x0c => 0x2200 + (offset - 0x100c) / 0x10,
         0xa200..0xa280 => RAL_LOW + (offset - RAL),
         _ => offset,
     }
