@@ -214,7 +214,7 @@ mod tests {
 
     impl Master<'_> {
         fn lines(&mut self, clock: bool, data: bool) {
-            let value = u32::from(clock) * CLOCK_OUT | u32::from(data) * DATA_OUT;
+            let value = (u32::from(clock) * CLOCK_OUT) | (u32::from(data) * DATA_OUT);
             self.bus.write(value, self.module);
         }
         fn start(&mut self) {

@@ -88,7 +88,7 @@ fn kind(offset: usize) -> Option<Kind> {
     }
     match offset {
         0x8680..0x86c0 => Some(Kind::Single),
-        0x8700..0x8780 if offset % 8 == 0 => Some(Kind::Low),
+        0x8700..0x8780 if offset.is_multiple_of(8) => Some(Kind::Low),
         0x8700..0x8780 => Some(Kind::High(offset - 4)),
         0x1000..0x1400 if offset % 0x40 == 0x30 => Some(Kind::Single),
         0x1000..0x1400 if offset % 0x40 == 0x34 => Some(Kind::Low),
