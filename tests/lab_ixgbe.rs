@@ -185,7 +185,8 @@ fn linux(machine: &mut Machine, a: &Card, b: &Card) {
     machine.sh(
         "head -c 3000000 /dev/urandom >/run/bulk
          # Its input stays open: at its end nc would close the connection under the sender.
-         sleep 120 | ip netns exec b busybox nc -l -p 5000 >/run/arrived & listener=$!
+         mkfifo /run/open
+         ip netns exec b busybox nc -l -p 5000 <>/run/open >/run/arrived & listener=$!
          for try in $(seq 50); do ip netns exec b busybox netstat -ltn | grep -q :5000 && break; sleep 0.1; done
          ip netns exec a busybox nc 10.0.0.2 5000 </run/bulk
          wait $listener
