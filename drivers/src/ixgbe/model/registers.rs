@@ -60,7 +60,9 @@ impl Model {
                 let gpie = self.reg(GPIE);
                 self.interrupts.read_causes(gpie)
             }
-            EICS | EIMC => 0,
+            // Reads as the causes, without clearing them: what the kernel's driver uses against an erratum.
+            EICS => self.interrupts.peek(),
+            EIMC => 0,
             EIMS => self.interrupts.mask(),
             _ if (EIMS_EX..EIMS_EX + 8).contains(&offset) => {
                 self.interrupts.half_mask((offset - EIMS_EX) / 4)
