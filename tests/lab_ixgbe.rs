@@ -148,7 +148,7 @@ fn other_drivers_pass_traffic_over_the_82599_model() {
     bind_to_vfio(&mut machine);
     dpdk(&mut machine, &a, &b);
     let faults =
-        machine.run("dmesg | grep -i -e 'DMAR:.*fault' -e 'DMA Read' -e 'DMA Write' -e 'BUG:' -e 'Oops'");
+        machine.run("dmesg | grep -i -e 'DMAR:.*fault' -e 'DMA Read' -e 'DMA Write' -e 'BUG:' -e ' Oops:'");
     assert_eq!(faults.text, "", "the kernel saw stray DMA or worse");
 }
 
