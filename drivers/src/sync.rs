@@ -1,8 +1,8 @@
-//! What the sharing primitive is built from: the standard library's types under the names loom
+//! What the sharing primitives are built from: the standard library's types under the names loom
 //! gives its own, so that `tests/loom` can compile the very same source against loom.
 
 pub use std::sync::Arc;
-pub use std::sync::atomic::{AtomicUsize, Ordering, fence};
+pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 /// The standard cell, opened as loom's is: the pointer lives for one closure.
 #[repr(transparent)]

@@ -8,8 +8,8 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
 
+use super::handles::Handles;
 use super::iova::Iova;
 use super::pool::PoolShared;
 use super::{DATA_ROOM, HEADROOM};
@@ -47,8 +47,7 @@ pub(super) struct Meta {
     next: Option<PacketBuf>,
     offload: Offload,
     origin: u16,
-    /// Handles of the segment, while it is shared.
-    refs: AtomicU32,
+    handles: Handles,
 }
 
 const _: () = assert!(size_of::<Meta>() == 32);
@@ -115,10 +114,10 @@ impl PacketBuf {
 
     /// The count of handles; means something only while the segment is shared.
     #[inline(always)]
-    pub(super) fn refs(&self) -> &AtomicU32 {
+    pub(super) fn handles(&self) -> &Handles {
         let cell = self.shared().meta(self.slot());
         // SAFETY: the side table lives as long as the pool; only the atomic itself is borrowed.
-        unsafe { &(*cell).refs }
+        unsafe { &(*cell).handles }
     }
 
     /// A second handle of the same bytes. Only for [`super::share`], which counts them.

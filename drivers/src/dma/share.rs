@@ -7,12 +7,8 @@
 //! Packets that were never shared pay one tested bit where they are freed, the bit that chains
 //! are tested for anyway.
 //!
-//! The count is in the side table of the segment's slot and is only read where a handle has the SHARED bit. The order
-//! is `Arc`'s: counting up is relaxed, since it needs a handle, which keeps the count from reaching
-//! zero; counting down releases the reads of this handle; who finds itself the last one acquires them
-//! all, and only then owns the slot and its side table entry again.
-
-use std::sync::atomic::{Ordering, fence};
+//! The count ([`Handles`](super::handles::Handles)) is in the side table of the segment's slot and is only read
+//! where a handle has the SHARED bit.
 
 use super::PoolCache;
 use super::buf::{PacketBuf, SHARED};
@@ -20,9 +16,6 @@ use super::buf::{PacketBuf, SHARED};
 /// How much of a chained frame's first segment [`PacketBuf::make_own`] copies: all headers an edge rewrites,
 /// Ethernet to TCP with all options.
 const OWN_BYTES: usize = 256;
-
-/// More handles than memory could hold: a caller leaks them.
-const MAX_HANDLES: u32 = i32::MAX as u32;
 
 /// The pool has no buffer for a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +26,9 @@ impl PacketBuf {
     #[inline]
     pub fn share(&mut self) -> PacketBuf {
         if self.is_shared() {
-            let handles = self.refs().fetch_add(1, Ordering::Relaxed);
-            if handles >= MAX_HANDLES {
-                std::process::abort(); // as Arc does: a count that wraps would free what is in use
-            }
+            self.handles().add();
         } else {
-            // Nobody else has the slot; the new handle's way to another core orders this store before its use.
-            self.refs().store(2, Ordering::Relaxed);
+            self.handles().start();
             self.slot_flags |= SHARED;
         }
         self.alias()
@@ -57,7 +46,7 @@ impl PacketBuf {
         if !self.is_shared() {
             return true;
         }
-        if self.refs().load(Ordering::Acquire) != 1 {
+        if !self.handles().is_only() {
             return false;
         }
         self.slot_flags &= !SHARED;
@@ -106,10 +95,9 @@ impl PacketBuf {
 
     /// Counts this handle out; true when it was the last one, which owns the segment from then on.
     pub(super) fn release_share(&mut self) -> bool {
-        if self.refs().fetch_sub(1, Ordering::Release) != 1 {
+        if !self.handles().remove() {
             return false;
         }
-        fence(Ordering::Acquire);
         self.slot_flags &= !SHARED;
         true
     }

@@ -1,6 +1,6 @@
 // UNSAFETY: includes the source of the ring, which is unsafe for the reasons given there.
-//! What threads share, compiled from the same sources against loom: the ring of `spp-drivers`, and the
-//! hand-over of vrings and guest memory of `spp-vhost`, with stand-ins for what is handed over.
+//! What threads share, compiled from the same sources against loom: the ring and the count of shared
+//! packets of `spp-drivers`, and the hand-over of vrings and guest memory of `spp-vhost`, with stand-ins for what is handed over.
 //!
 //! Loom runs a model again and again until every interleaving and every value that a
 //! relaxed load may see has been tried, and reports a slot touched from two threads at once.
@@ -8,6 +8,8 @@
 // The hand-over finds the ring under its crate's name.
 extern crate self as spp_drivers;
 
+#[path = "../../../drivers/src/dma/handles.rs"]
+pub mod handles;
 #[path = "../../../vhost/src/handover.rs"]
 pub mod handover;
 #[path = "../../../drivers/src/spsc.rs"]
