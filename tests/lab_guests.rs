@@ -7,12 +7,9 @@ mod lab;
 
 use lab::machine::{Builder, Machine};
 use lab::netns::NetNs;
-use lab::process::Daemon;
-use lab::status::vhost_state;
-use lab::{Lab, skipped, spp_binary, wait_for};
-use serde_json::{Value, json};
+use lab::node::{Node, vf};
+use lab::{Lab, skipped, wait_for};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -33,7 +30,8 @@ fn guests_ping_through_the_node_and_survive_kills_of_node_and_guest() {
         Err(reason) => return skipped(name, &reason),
     };
 
-    let mut node = Node::start(&netns, dir);
+    let start = || Node::start(dir, &[vf(0, "tap:tapa", 1), vf(1, "tap:tapb", 1)], Some(&netns));
+    let mut node = start();
     // QEMU waits for its back end before it starts the guest, so both boot side by side against a running node.
     let mut a = guest(&lab, dir, 0);
     let mut b = guest(&lab, dir, 1);
@@ -43,19 +41,19 @@ fn guests_ping_through_the_node_and_survive_kills_of_node_and_guest() {
         node.wait_running(number);
     }
 
-    node.plug_both(None);
+    plug_both(&node, None);
     a.wait_sh("the first ping", PATIENCE, PING_B);
-    node.unplug_both();
+    (0..2).for_each(|vhost| node.unplug(vhost));
     wait_for_silence(&mut a, "after unplug");
-    node.plug_both(Some(100));
+    plug_both(&node, Some(100));
     a.wait_sh("ping over a VLAN", PATIENCE, PING_B);
 
     node.kill();
     wait_for_silence(&mut a, "without a node");
-    node = Node::start(&netns, dir);
+    node = start();
     node.wait_running(0);
     node.wait_running(1);
-    node.plug_both(None);
+    plug_both(&node, None);
     a.wait_sh("ping after the node's restart", PATIENCE, PING_B);
 
     b.kill();
@@ -66,6 +64,12 @@ fn guests_ping_through_the_node_and_survive_kills_of_node_and_guest() {
     node.wait_running(1);
     a.wait_sh("ping after the guest's restart", PATIENCE, PING_B);
     b.wait_sh("ping the other way", PATIENCE, "ping -c 3 -W 2 10.77.0.1");
+}
+
+fn plug_both(node: &Node, vlan: Option<u16>) {
+    for (vhost, mac) in MACS.into_iter().enumerate() {
+        node.plug(vhost, mac, vlan);
+    }
 }
 
 /// Two taps under one bridge. The error says why this machine cannot have them.
@@ -110,84 +114,4 @@ fn wait_for_silence(guest: &mut Machine, when: &str) {
         0 => Err("ping is answered".to_owned()),
         _ => Ok(()),
     });
-}
-
-/// `spp run --config` in the namespace, and the command line to talk to it.
-struct Node {
-    process: Daemon,
-    api: String,
-}
-
-impl Node {
-    fn start(netns: &NetNs, dir: &Path) -> Node {
-        let config = dir.join("node.json");
-        let vf = |tap: &str, phys: &str, mask: &str| json!({"num_vhost": 1, "pci_address": format!("tap:{tap}"), "physical_network": phys, "core_mask": mask});
-        let both = json!([vf("tapa", "phys1", "0x1f"), vf("tapb", "phys2", "0x3e0")]);
-        std::fs::write(&config, both.to_string()).expect("the scratch directory is ours");
-        let api = format!("unix:{}", dir.join("api.sock").display());
-        let args = [
-            "run",
-            "--config",
-            &config.display().to_string(),
-            "--vhost-dir",
-            &dir.display().to_string(),
-            "--fold-cores",
-            "--api",
-            &api,
-        ]
-        .map(String::from);
-        let process = netns.start("spp", spp_binary(), &args, &dir.join("spp.log")).expect("spp starts");
-        let mut node = Node { process, api };
-        wait_for("the node's API", PATIENCE, || {
-            assert!(node.process.ended().is_none(), "{}", node.process.log());
-            node.spp(&["status"]).map(drop)
-        });
-        node
-    }
-
-    /// Runs a subcommand against this node.
-    fn spp(&self, args: &[&str]) -> Result<String, String> {
-        let output = Command::new(spp_binary())
-            .args(args)
-            .args(["--api", &self.api])
-            .output()
-            .map_err(|error| error.to_string())?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-
-    fn wait_running(&self, vhost: usize) {
-        wait_for(&format!("vhost:{vhost} to run"), PATIENCE, || {
-            let status: Value =
-                serde_json::from_str(&self.spp(&["status", "--json"])?).map_err(|e| e.to_string())?;
-            match vhost_state(&status, vhost as u32) {
-                Some("running") => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        });
-    }
-
-    fn plug_both(&self, vlan: Option<u16>) {
-        for (vhost, mac) in MACS.into_iter().enumerate() {
-            let vhost = vhost.to_string();
-            let vlan = vlan.map(|id| id.to_string());
-            let mut args = vec!["plug", "--vhost", &vhost, "--mac", mac];
-            if let Some(id) = &vlan {
-                args.extend(["--vlan", id]);
-            }
-            self.spp(&args).expect("plug");
-        }
-    }
-
-    fn unplug_both(&self) {
-        for vhost in ["0", "1"] {
-            self.spp(&["unplug", "--vhost", vhost]).expect("unplug");
-        }
-    }
-
-    fn kill(&mut self) {
-        self.process.kill();
-    }
 }

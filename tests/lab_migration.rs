@@ -7,13 +7,12 @@ mod lab;
 
 use lab::machine::{Builder, Machine};
 use lab::netns::NetNs;
+use lab::node::{Node, vf};
 use lab::process::Daemon;
 use lab::qmp::Qmp;
-use lab::status::vhost_state;
-use lab::{Lab, skipped, spp_binary, wait_for};
+use lab::{Lab, skipped, wait_for};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -57,10 +56,10 @@ fn guest_migrates_between_two_nodes_under_traffic_and_loses_nothing() {
         Ok(wire) => wire,
         Err(reason) => return skipped(name, &reason),
     };
-    let (a, b) = (Node::start(&wire, "a"), Node::start(&wire, "b"));
+    let (a, b) = (OnTap::start(&wire, "a"), OnTap::start(&wire, "b"));
     let source = Guest::start(&lab, &a, None);
     wait_for("the guest's shell", PATIENCE, || wire.shell("echo ready").map(drop));
-    a.wait_running();
+    a.node.wait_running(0);
     let traffic = wire.traffic();
 
     // Cancelled half-way: the guest goes on where it is, and nothing is logged any more.
@@ -87,7 +86,7 @@ fn guest_migrates_between_two_nodes_under_traffic_and_loses_nothing() {
     let before = b.received();
     source.qmp().run("migrate-set-parameters", json!({"max-bandwidth": 1u64 << 30, "downtime-limit": 2000}));
     source.wait_for_migration("completed", |_| true);
-    b.wait_running();
+    b.node.wait_running(0);
 
     // Nobody has asked the guest anything: what is seen on B's wire is its announcement.
     wait_for("the guest's announcement on B's wire", PATIENCE, || {
@@ -229,63 +228,28 @@ impl Traffic {
 }
 
 /// One node with one vhost port, on one tap.
-struct Node {
-    _process: Daemon,
+struct OnTap {
+    node: Node,
     dir: PathBuf,
-    api: String,
 }
 
-impl Node {
-    fn start(wire: &Wire, name: &str) -> Node {
+impl OnTap {
+    fn start(wire: &Wire, name: &str) -> OnTap {
         let dir = wire.dir.join(name);
         std::fs::create_dir_all(&dir).expect("the scratch directory is ours");
-        let config = dir.join("node.json");
-        let vf = json!([{"num_vhost": 1, "pci_address": format!("tap:tap{name}"), "physical_network": "phys1", "core_mask": "0x1f"}]);
-        std::fs::write(&config, vf.to_string()).expect("the scratch directory is ours");
-        let api = format!("unix:{}", dir.join("api.sock").display());
-        let path = |path: &Path| path.display().to_string();
-        let mut args = vec!["run".to_owned(), "--fold-cores".into(), "--config".into(), path(&config)];
-        args.extend(["--vhost-dir".into(), path(&dir), "--state-dir".into(), path(&dir.join("state"))]);
-        args.extend(["--api".into(), api.clone()]);
-        let log = dir.join("spp.log");
-        let mut process =
-            wire.netns.start(&format!("spp {name}"), spp_binary(), &args, &log).expect("spp starts");
-        wait_for("the node's API", PATIENCE, || {
-            assert!(process.ended().is_none(), "{}", process.log());
-            spp(&api, &["plug", "--vhost", "0", "--mac", MAC]).map(drop)
-        });
-        Node { _process: process, dir, api }
-    }
-
-    fn status(&self) -> Value {
-        let text = spp(&self.api, &["status", "--json"]).expect("the node answers");
-        serde_json::from_str(&text).expect("JSON")
-    }
-
-    fn wait_running(&self) {
-        wait_for("the vhost port to run", PATIENCE, || match vhost_state(&self.status(), 0) {
-            Some("running") => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        let node = Node::start(&dir, &[vf(0, &format!("tap:tap{name}"), 1)], Some(&wire.netns));
+        node.plug(0, MAC, None);
+        OnTap { node, dir }
     }
 
     /// Names of the negotiated features.
     fn features(&self) -> String {
-        self.status()["vfs"][0]["vhosts"][0]["features"].to_string()
+        self.node.vhost(0)["features"].to_string()
     }
 
     /// Frames that came from the guest.
     fn received(&self) -> u64 {
-        self.status()["vfs"][0]["vhosts"][0]["from_guest"]["packets"].as_u64().expect("a counter")
-    }
-}
-
-fn spp(api: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(spp_binary()).args(args).args(["--api", api]).output();
-    let output = output.map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        self.node.vhost(0)["from_guest"]["packets"].as_u64().expect("a counter")
     }
 }
 
@@ -297,10 +261,9 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(lab: &Lab, node: &Node, incoming: Option<&str>) -> Guest {
-        let (socket, qmp_at) = (node.dir.join("sock0"), node.dir.join("qmp.sock"));
+    fn start(lab: &Lab, node: &OnTap, incoming: Option<&str>) -> Guest {
+        let socket = node.dir.join("sock0");
         let from = node.dir.join(format!("{}.migration", incoming.unwrap_or("none")));
-        let _ = std::fs::remove_file(&qmp_at);
         let mut args = vec![
             "-chardev".to_owned(),
             format!("socket,id=c0,path={},server=on,wait=off", socket.display()),
@@ -308,8 +271,6 @@ impl Guest {
             "vhost-user,id=n0,chardev=c0".into(),
             "-device".into(),
             format!("virtio-net-pci,netdev=n0,mac={MAC},romfile="),
-            "-qmp".into(),
-            format!("unix:{},server=on,wait=off", qmp_at.display()),
         ];
         if incoming.is_some() {
             args.extend(["-incoming".into(), format!("unix:{}", from.display())]);
@@ -320,7 +281,7 @@ impl Guest {
             .module("virtio_net")
             .qemu_args(args)
             .start(&node.dir);
-        let qmp = wait_for("QEMU's control socket", PATIENCE, || Qmp::connect(&qmp_at));
+        let qmp = machine.qmp();
         Guest { machine: machine.into(), qmp: qmp.into(), incoming: from }
     }
 

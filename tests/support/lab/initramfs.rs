@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The first process of a guest, unless a test brings its own.
 pub const INIT: &str = include_str!("init.sh");
@@ -61,7 +61,7 @@ pub fn build(
     busybox: &Path,
     modules_dir: &Path,
     modules: &[&str],
-    files: &[(&str, &Path)],
+    files: &[(String, PathBuf)],
 ) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new();
     for directory in ["bin", "dev", "host", "modules", "proc", "run", "share", "sys", "tmp"] {
@@ -80,7 +80,12 @@ pub fn build(
         names.push('\n');
     }
     archive.entry("modules/order", EXECUTABLE, names.as_bytes());
+    let mut made: HashSet<&Path> = ["", "bin"].map(Path::new).into();
     for (inside, here) in files {
+        let above: Vec<&Path> = Path::new(inside).ancestors().skip(1).collect();
+        for folder in above.into_iter().rev().filter(|folder| made.insert(*folder)) {
+            archive.entry(&folder.to_string_lossy(), DIRECTORY, &[]);
+        }
         archive.entry(inside, EXECUTABLE, &fs::read(here)?);
     }
     Ok(archive.finish())

@@ -5,8 +5,10 @@
 //! nothing hangs.
 
 use super::process::{Daemon, last_lines};
+use super::qmp::Qmp;
 use super::wire::Wire;
 use super::{Lab, initramfs, wait_for};
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -34,7 +36,9 @@ pub struct Builder<'a> {
     /// Another init than ours, and no shared folder.
     own_init: Option<&'a str>,
     modules: Vec<&'a str>,
-    files: Vec<(&'a str, &'a Path)>,
+    files: Vec<(String, PathBuf)>,
+    /// Memory that can be plugged later, in MiB.
+    spare_memory_mib: u32,
     n_root_ports: u32,
     devices: Vec<String>,
 }
@@ -52,6 +56,7 @@ impl<'a> Builder<'a> {
             own_init: None,
             modules: vec!["virtio_pci", "9pnet_virtio", "9p"],
             files: Vec::new(),
+            spare_memory_mib: 0,
             n_root_ports: 0,
             devices: Vec::new(),
         }
@@ -96,8 +101,26 @@ impl<'a> Builder<'a> {
     }
 
     /// A file to put into `bin/` of the initial root; scripts find it in their `PATH`.
-    pub fn program(mut self, inside: &'a str, here: &'a Path) -> Self {
-        self.files.push((inside, here));
+    pub fn program(mut self, inside: &str, here: &Path) -> Self {
+        self.files.push((inside.to_owned(), here.to_owned()));
+        self
+    }
+
+    /// A program of the host's with the libraries it is linked to, in the places where its loader looks for them.
+    pub fn linked_program(mut self, here: &Path) -> Self {
+        let output = std::process::Command::new("ldd").arg(here).output().expect("ldd is in every Debian");
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        let libraries = words.split_whitespace().filter(|word| word.starts_with('/'));
+        for library in libraries {
+            self = self.program(library.trim_start_matches('/'), Path::new(library));
+        }
+        let name = here.file_name().expect("a program has a name").to_string_lossy().into_owned();
+        self.program(&format!("bin/{name}"), here)
+    }
+
+    /// Room for memory that is plugged while the machine runs: four slots, and this much in all.
+    pub fn spare_memory_mib(mut self, spare_memory_mib: u32) -> Self {
+        self.spare_memory_mib = spare_memory_mib;
         self
     }
 
@@ -153,11 +176,12 @@ impl<'a> Builder<'a> {
         .expect("the pieces of the initial root are readable");
         fs::write(&initrd, archive).expect("the scratch directory is ours");
         let console = dir.join("console.log");
-        let args = self.command_line(&initrd, &share, &console);
+        let mut args = self.command_line(&initrd, &share, &console);
+        args.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", dir.join("qmp").display())]);
         let qemu =
             Daemon::start(&format!("{} (qemu)", self.name), &self.lab.qemu, &args, &dir.join("qemu.log"))
                 .expect("QEMU starts");
-        Machine { name: self.name, qemu, console, share, n_scripts: 0 }
+        Machine { name: self.name, qemu, console, share, qmp: dir.join("qmp"), n_scripts: 0 }
     }
 
     fn command_line(&self, initrd: &Path, share: &Path, console: &Path) -> Vec<String> {
@@ -187,7 +211,11 @@ impl<'a> Builder<'a> {
         let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
         add("-machine", format!("q35{irqchip},memory-backend=mem"));
         add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib));
-        add("-m", self.memory_mib.to_string());
+        let spare = match self.spare_memory_mib {
+            0 => String::new(),
+            spare => format!(",slots=4,maxmem={}M", self.memory_mib + spare),
+        };
+        add("-m", format!("{}{spare}", self.memory_mib));
         add("-smp", self.n_cpus.to_string());
         add("-serial", format!("file:{}", console.display()));
         add("-kernel", self.lab.vmlinuz.display().to_string());
@@ -215,6 +243,7 @@ pub struct Machine {
     qemu: Daemon,
     console: PathBuf,
     share: PathBuf,
+    qmp: PathBuf,
     n_scripts: u32,
 }
 
@@ -303,6 +332,26 @@ impl Machine {
     /// How QEMU ended, if it has.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.qemu.ended()
+    }
+
+    /// QEMU's control socket, which takes one connection at a time.
+    pub fn qmp(&self) -> Qmp {
+        wait_for("QEMU's control socket", BOOT_DEADLINE, || Qmp::connect(&self.qmp))
+    }
+
+    /// Resets the machine, whatever it does; [`wait_up`](Self::wait_up) tells when it takes scripts again. What
+    /// scripts left in the shared folder is gone.
+    pub fn reset(&mut self) {
+        let mut qmp = self.qmp();
+        qmp.run("stop", json!({}));
+        for entry in fs::read_dir(&self.share).expect("the shared folder is ours") {
+            fs::remove_file(entry.expect("it can be listed").path()).expect("scripts leave plain files");
+        }
+        self.n_scripts = 0;
+        // QEMU was started to end where a machine would boot again.
+        qmp.run("set-action", json!({"reboot": "reset"}));
+        qmp.run("system_reset", json!({}));
+        qmp.run("cont", json!({}));
     }
 
     /// Pulls the plug.

@@ -10,10 +10,12 @@ pub mod frame;
 pub mod initramfs;
 pub mod machine;
 pub mod netns;
+pub mod node;
 pub mod process;
 pub mod qmp;
 pub mod status;
 pub mod testpmd;
+pub mod transfer;
 pub mod wire;
 
 use std::path::{Path, PathBuf};
@@ -54,10 +56,16 @@ fn target_dir() -> PathBuf {
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Builds an example of `spp-drivers`, which runs inside the lab; cargo says where it went.
+/// Builds an example of `spp-drivers`, which runs inside the lab.
 pub fn driver_example(name: &str) -> PathBuf {
+    build(&["-p", "spp-drivers", "--example", name], name)
+}
+
+/// Builds a program for the lab's guests; cargo says where it went.
+pub fn build(what: &[&str], name: &str) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "-p", "spp-drivers", "--example", name, "--message-format=json", "--quiet"])
+        .args(["build", "--message-format=json", "--quiet"])
+        .args(what)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
