@@ -11,6 +11,7 @@ use spp_drivers::MacAddr;
 use spp_drivers::dma::{PageSize, PoolCounts};
 use spp_drivers::port::Link;
 use spp_drivers::stats::StatsSnapshot;
+use spp_vhost::memory::RegionInfo;
 
 use crate::config::Form;
 use crate::cores::CoreMask;
@@ -261,6 +262,24 @@ pub struct VhostStatus {
     /// Times it was reset because its code panicked.
     #[serde(default)]
     pub resets: u64,
+    /// The guest's memory the node has mapped.
+    #[serde(default)]
+    pub memory: Vec<MemoryStatus>,
+}
+
+/// A region of a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Its first address in the guest.
+    pub guest_address: u64,
+    /// Bytes.
+    pub len_bytes: u64,
+}
+
+impl From<RegionInfo> for MemoryStatus {
+    fn from(region: RegionInfo) -> MemoryStatus {
+        MemoryStatus { guest_address: region.gpa, len_bytes: region.len_bytes }
+    }
 }
 
 /// A queue pair of a vhost port, by number.

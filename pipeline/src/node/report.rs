@@ -190,6 +190,7 @@ impl Node {
             to_guest: counters(0, status.to_guest.into()),
             from_guest: counters(1, status.from_guest.into()),
             resets: life.resets,
+            memory: status.memory.into_iter().map(Into::into).collect(),
         }
     }
 
