@@ -120,6 +120,11 @@ impl Traffic {
     /// Starts it. Without a wire every port loops: what goes in comes out of it again. Without a neighbour
     /// there is no traffic, and never any that stands.
     pub fn start(neighbour: Option<Frontend>, wire: Option<Frontend>) -> Traffic {
+        Traffic::paced(neighbour, wire, Duration::ZERO)
+    }
+
+    /// As [`start`](Self::start), with a pause after each turn: a window's worth of frames goes each way in one.
+    pub fn paced(neighbour: Option<Frontend>, wire: Option<Frontend>, pause: Duration) -> Traffic {
         let shared = Arc::new(Shared::default());
         let (inject, injections) = channel();
         let (at_wire_tx, at_wire) = channel();
@@ -136,8 +141,9 @@ impl Traffic {
         };
         let run = move || {
             while !work.shared.stop.load(Ordering::Relaxed) {
-                if !work.turn() {
-                    std::thread::sleep(Duration::from_micros(100));
+                let moved = work.turn();
+                if !moved || !pause.is_zero() {
+                    std::thread::sleep(pause.max(Duration::from_micros(100)));
                 }
             }
         };
