@@ -174,14 +174,15 @@ impl Life {
         self.peer.sh(&format!("(yes \"{marker}\" | head -n 1000 | nc {VM} 7000) >/dev/null 2>&1 &"));
         let held = "netstat -tn | grep :7000; netstat -tn | grep -q '^tcp *5[0-9][0-9][0-9][0-9] .*:7000'";
         self.vm.wait_sh("data to wait in the VM", PATIENCE, held);
-        wait_for("received bytes in the new memory", PATIENCE, || {
+        let n_lines = wait_for("received bytes in the new memory", PATIENCE, || {
             let memory = std::fs::read(&file).map_err(|error| error.to_string())?;
             let mut lines = memory.split(|&byte| byte == b'\n');
             match lines.by_ref().filter(|line| line.ends_with(marker.as_bytes())).count() {
                 n @ 0..100 => Err(format!("{n} lines; {}", self.vm.sh("grep -A2 zone /proc/zoneinfo"))),
-                n => Ok(println!("{n} lines in the new memory")),
+                n => Ok(n),
             }
         });
+        println!("{n_lines} lines in the new memory");
         self.vm.sh("kill -CONT $(cat /run/holder)");
         let whole = format!("[ $(grep -cx \"{marker}\" /run/held) = 1000 ]");
         self.vm.wait_sh("what was held", PATIENCE, &whole);

@@ -167,9 +167,9 @@ impl Pair {
         self.traffic(number, row);
         let ipv6 = format!("fd00:{number}::2");
         self.vm.wait_sh("IPv6", PATIENCE, &format!("ping6 -c 1 -W 2 {ipv6}"));
-        let before = self.from_vm(number);
+        let before = self.sent_by_vm(number);
         tcp(&mut self.vm, &mut self.wire, &ipv6, row.n_flows());
-        let [packets, bytes] = [0, 1].map(|n| self.from_vm(number)[n] - before[n]);
+        let [packets, bytes] = [0, 1].map(|n| self.sent_by_vm(number)[n] - before[n]);
         // Acknowledgements are in there too: without long frames the mean could not come near this.
         assert_eq!(bytes / packets > 1514, row.offloads[0], "{}: {bytes} bytes in {packets}", row.name());
         if row.n_queues > 1 {
@@ -207,7 +207,7 @@ impl Pair {
     }
 
     /// Packets from the VM, and bytes.
-    fn from_vm(&self, number: usize) -> [u64; 2] {
+    fn sent_by_vm(&self, number: usize) -> [u64; 2] {
         let vhost = self.node.vhost(number);
         ["packets", "bytes"].map(|key| vhost["from_guest"][key].as_u64().expect("a counter"))
     }
@@ -218,7 +218,8 @@ impl Pair {
         for way in ["rx", "tx"] {
             let counted = |line: &str| {
                 let (name, packets) = line.trim().split_once("_packets: ")?;
-                name.strip_prefix(way)?.starts_with("_queue_").then(|| packets.parse::<u64>().ok())?
+                name.strip_prefix(way)?.strip_prefix("_queue_")?.parse::<u32>().ok()?;
+                packets.parse::<u64>().ok()
             };
             let carried: Vec<u64> = text.lines().filter_map(counted).collect();
             println!("{way}, packets by queue: {carried:?}");
