@@ -386,6 +386,21 @@ fn plug_and_unplug_from_the_shell_show_in_status_and_in_json() {
 }
 
 #[test]
+fn nic_stats_shows_one_nic_for_people_and_in_json_and_names_those_there_are() {
+    let node = Node::start(&standard(), &[]);
+    let stats: Value =
+        serde_json::from_slice(&node.spp(&["nic", "stats", "phy:0", "--json"]).stdout).expect("JSON");
+    assert_eq!((&stats["port"], &stats["rx"]["packets"]), (&json!("phy:0"), &json!(0)));
+    assert!(stats["device"].is_object() && stats["link"].is_string(), "{stats}");
+    let human = String::from_utf8(node.spp(&["nic", "stats", "phy:0"]).stdout).expect("text");
+    assert!(human.starts_with("phy:0: ") && human.contains("rx packets"), "{human}");
+    let refused = node.spp(&["nic", "stats", "phy:7"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    let text = String::from_utf8(refused.stderr).expect("text");
+    assert!(text.contains("no NIC phy:7") && text.contains("phy:0"), "{text}");
+}
+
+#[test]
 fn loopback_tcp_serves_tools_and_refuses_web_pages() {
     let mut node = Node::spawn_standard(&["--api", "tcp:127.0.0.1:0"]);
     let line = node.wait_for("tcp:127.0.0.1:");

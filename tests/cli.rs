@@ -60,6 +60,7 @@ fn help_of_every_command_has_examples_and_exits_0() {
         &["config", "destroy"],
         &["cores"],
         &["nic", "list"],
+        &["nic", "stats"],
         &["nic", "bind"],
         &["nic", "unbind"],
     ];
@@ -168,8 +169,12 @@ fn nic_list_is_a_json_list_and_an_absent_nic_is_one_line() {
 #[test]
 fn commands_to_a_node_that_is_not_there_exit_3() {
     let api = ["--api", "unix:/nonexistent/api.sock"];
-    let commands: &[&[&str]] =
-        &[&["status"], &["plug", "--vhost", "0", "--mac", "2:0:0:0:0:1"], &["unplug", "--vhost", "0"]];
+    let commands: &[&[&str]] = &[
+        &["status"],
+        &["nic", "stats", "phy:0"],
+        &["plug", "--vhost", "0", "--mac", "2:0:0:0:0:1"],
+        &["unplug", "--vhost", "0"],
+    ];
     for command in commands {
         let (code, line) = failure(&[command, &api[..]].concat());
         assert_eq!(code, 3, "{line}");

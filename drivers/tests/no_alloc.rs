@@ -1,10 +1,12 @@
-//! A counting allocator proves that bursts of the virtio-net driver take no memory from the heap.
+//! A counting allocator proves that bursts of the drivers take no memory from the heap.
 
 use spp_counting::heap_calls;
 use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
+use spp_drivers::e1000::model::{Chip, E1000Model};
+use spp_drivers::nic::model;
 use spp_drivers::port::Device;
 use spp_drivers::virtio::{net, sim};
-use spp_drivers::{Burst, MacAddr};
+use spp_drivers::{Burst, MacAddr, e1000};
 
 #[test]
 fn the_counter_counts() {
@@ -12,21 +14,21 @@ fn the_counter_counts() {
     assert_eq!((*kept, calls), (7, 1));
 }
 
-#[test]
-fn bursts_take_and_give_no_heap_memory() {
-    let space = DmaSpace::new();
-    let (function, device) = sim::new(&space, MacAddr([2, 0, 0, 0, 0, 1]));
-    let mut nic = net::open(function, &space).unwrap();
-    let pool = Pool::new(&space, PoolConfig { n_buffers: 2048 }).unwrap();
+const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+
+/// Echoes bursts; `inject` puts a frame on the wire, `step` lets the device work.
+fn bursts_take_nothing(nic: &mut dyn Device, space: &DmaSpace, inject: &dyn Fn(&[u8]), step: &dyn Fn()) {
+    let pool = Pool::new(space, PoolConfig { n_buffers: 2048 }).unwrap();
     let mut cache = pool.cache();
     let mut queues = nic.start(&pool, 1).unwrap();
+    nic.set_promiscuous(true).unwrap();
     let (mut received, mut total) = (0, 0);
     for round in 0..200 {
         // One frame in eight is long: a chain of two buffers, in both directions.
         for n in 0..32 {
-            device.inject(&vec![n; if round % 8 == 0 { 3000 } else { 64 }]);
+            inject(&vec![2 * n; if round % 8 == 0 { 3000 } else { 64 }]);
         }
-        device.step();
+        step();
         let mut burst = Burst::new();
         let (n, calls) = heap_calls(|| {
             let n = queues.rx[0].rx_burst(&mut cache, &mut burst);
@@ -34,11 +36,28 @@ fn bursts_take_and_give_no_heap_memory() {
             n
         });
         received += n;
-        total += calls;
+        // The first round is the models': they begin to count doorbells.
+        total += if round > 0 { calls } else { 0 };
         assert!(burst.is_empty());
-        device.step();
+        step();
     }
     assert!(received > 5000, "{received} frames were moved");
     assert_eq!(total, 0);
     nic.stop(queues);
+}
+
+#[test]
+fn bursts_of_virtio_net_take_and_give_no_heap_memory() {
+    let space = DmaSpace::new();
+    let (function, device) = sim::new(&space, MAC);
+    let mut nic = net::open(function, &space).unwrap();
+    bursts_take_nothing(&mut nic, &space, &|frame| device.inject(frame), &|| device.step());
+}
+
+#[test]
+fn bursts_of_intels_cards_take_and_give_no_heap_memory() {
+    let space = DmaSpace::new();
+    let (function, device) = model::new(&space, |memory| E1000Model::new(memory, Chip::I82574, MAC));
+    let mut nic = e1000::open_82574(function, &space).unwrap();
+    bursts_take_nothing(&mut nic, &space, &|frame| device.inject(frame), &|| device.step());
 }

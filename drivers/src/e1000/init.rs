@@ -301,7 +301,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError> {
         if vectors == N_VECTORS {
             // Each cause has four bits: the vector, and that it is valid (82574 10.2.4.9).
-            let other = (vectors as u32 - 1 | 8) << 16;
+            let other = ((vectors as u32 - 1) | 8) << 16;
             self.regs.write(IVAR, other);
             self.regs.write(EIAC, 0);
             self.regs.write(IMS, cause::LSC | cause::OTHER);
