@@ -4,6 +4,7 @@
 //! Every descriptor ring of these cards works the same (82574 7.1.8, 82576 7.1.5, 82599 7.1.9): head and tail are
 //! indices, the device owns what lies between, and equal ones mean an empty ring, so one descriptor always stays unused.
 
+pub mod advanced;
 pub mod desc;
 #[cfg(any(test, feature = "models"))]
 pub mod model;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::desc::{AdvancedRx, AdvancedTx};
+use super::desc::{AdvancedTx, TenGigabitRx};
 use super::module::{self, Module};
 use super::regs::*;
 use super::{Kind, counters, regs};
@@ -185,7 +185,7 @@ impl<B: Registers> Ixgbe<B> {
 
 impl<B: Registers> Chip for Ixgbe<B> {
     type Bar = B;
-    type Rx = AdvancedRx;
+    type Rx = TenGigabitRx;
     type Tx = AdvancedTx;
 
     fn limits(&self) -> Limits {
