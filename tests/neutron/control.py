@@ -9,6 +9,7 @@ import builtins
 import json
 import sys
 import threading
+import time
 import traceback
 import warnings
 
@@ -82,10 +83,24 @@ class Control:
         cfg.CONF.set_override("etcd_port", etcd_port, "spp")
         self.mechanism = mech_spp.SppMechanismDriver()
         self.mechanism.initialize()
+        self.watch_late = threading.local()
+        self._stumble_at_watches(self.mechanism.etcd.client.session)
         self.plugin = TaasPlugin()
         self.taas = taas.SppTaasDriver(self.plugin)
 
+    def _stumble_at_watches(self, session):
+        """A busy machine: whoever has asked for it gets to its watch late."""
+        post = session.post
+
+        def late_post(url, **kwargs):
+            if url.endswith("/watch"):
+                time.sleep(getattr(self.watch_late, "seconds", 0))
+            return post(url, **kwargs)
+
+        session.post = late_post
+
     def bind(self, command):
+        self.watch_late.seconds = command.get("watch_late_s", 0)
         context = PortContext(command)
         self.mechanism.bind_port(context)
         return context.binding

@@ -109,6 +109,28 @@ async fn late_watch_of_the_driver_always_sees_up() {
     }
 }
 
+/// However late: here by up to half a minute, on a control node that is too busy. No guest comes meanwhile, since it
+/// is the driver's answer that has it started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn driver_that_starts_its_watch_much_too_late_sees_up() {
+    let test = "driver_that_starts_its_watch_much_too_late_sees_up";
+    let Some((etcd, mut control)) = lab(test).await else { return };
+    let host = Host::started(&etcd, "spp4", "null:#phys1#4#0xffe").await;
+    let late_s = [0.5, 7.0, 16.0, 30.0];
+    let tickets = [1, 2, 3, 4].map(|n| {
+        let mut ask = bind("spp4", &port(n), &mac(n), "phys1", None);
+        ask["watch_late_s"] = late_s[n - 1].into();
+        control.send(ask)
+    });
+    for (ticket, late_s) in tickets.into_iter().zip(late_s) {
+        assert!(control.bound(ticket).is_some(), "{late_s} s late: the driver has not seen up");
+    }
+    for n in 1..5 {
+        control.delete("spp4", &port(n));
+    }
+    host.until_unused(&etcd).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timed_out_bind_can_be_deleted_and_bound_once_the_agent_is_there() {
     let test = "timed_out_bind_can_be_deleted_and_bound_once_the_agent_is_there";
