@@ -20,7 +20,7 @@ use crate::state::{HostState, SubjectKeys};
 use crate::txn::{Guard, KeyOp, KeyTxn};
 use crate::view::View;
 
-pub use run::{bind, unbind};
+pub use run::{ControlNode, bind, unbind};
 
 /// A port to be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]

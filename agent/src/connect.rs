@@ -2,10 +2,12 @@
 //!
 //! Used by the agent's task, by the node key's and by `spp config`.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
@@ -239,17 +241,40 @@ impl Endpoints {
     }
 }
 
+/// Open connections by member, for many short calls that share them.
+#[derive(Clone, Default)]
+pub struct Pool(Arc<Mutex<BTreeMap<String, Client>>>);
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
+impl Pool {
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, Client>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Picks members in turn.
 #[derive(Debug)]
 pub struct Dialer {
     endpoints: Endpoints,
     n_failed: usize,
+    pool: Option<Pool>,
 }
 
 impl Dialer {
     /// Starts with the first endpoint.
     pub fn new(endpoints: Endpoints) -> Dialer {
-        Dialer { endpoints, n_failed: 0 }
+        Dialer { endpoints, n_failed: 0, pool: None }
+    }
+
+    /// Takes connections from a pool, and leaves them there.
+    pub fn with_pool(mut self, pool: Pool) -> Dialer {
+        self.pool = Some(pool);
+        self
     }
 
     /// All endpoints.
@@ -264,12 +289,25 @@ impl Dialer {
 
     /// The present member did not work: the next one, or the next address of its name, is up.
     pub fn failed(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.clients().remove(&self.endpoint());
+        }
         self.n_failed = self.n_failed.wrapping_add(1);
     }
 
     /// A client of the member whose turn it is. One member only, so that keys, transactions and watch
     /// share one connection and fail together. It connects with the first request, or to log in.
     pub async fn dial(&self) -> Result<Client, DialError> {
+        let Some(pool) = &self.pool else { return self.dial_anew().await };
+        let open = pool.clients().get(&self.endpoint()).cloned();
+        if let Some(client) = open {
+            return Ok(client);
+        }
+        let client = self.dial_anew().await?;
+        Ok(pool.clients().entry(self.endpoint()).or_insert(client).clone())
+    }
+
+    async fn dial_anew(&self) -> Result<Client, DialError> {
         let endpoint = self.current();
         let address = self.address().await?;
         // http/2 pings find a dead peer even when no request is under way. Etcd throws out clients that

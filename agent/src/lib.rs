@@ -33,7 +33,7 @@ pub mod txn;
 pub mod view;
 
 pub use agent::{AgentConfig, run};
-pub use bind::{BindError, BindRequest, bind, unbind};
+pub use bind::{BindError, BindRequest, ControlNode, bind, unbind};
 pub use configuration::{
     ConfigError, Configuration, PutReport, ShownKey, config_destroy, config_put, config_show,
     wait_for_configuration,

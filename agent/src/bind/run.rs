@@ -1,4 +1,5 @@
-//! Carries binds and unbinds out against etcd: one async call each, as `spp bind` and `spp unbind` make.
+//! Carries binds and unbinds out against etcd: one async call each, as `spp bind` and `spp unbind` make; a
+//! [`ControlNode`] makes many, over one connection.
 //!
 //! A lost connection is dialled again at the next member until the deadline, except that nothing is waited for
 //! when no member answers at all.
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Bind, BindError, BindRequest, Step, Unbind};
-use crate::connect::{Dialer, Endpoints};
+use crate::connect::{Dialer, Endpoints, Pool};
 use crate::keys::{HostKeys, Name, PortId, SlotId};
 use crate::link::{Link, Lost, Outcome, Watch};
 use crate::schedule::Backoff;
@@ -25,8 +26,7 @@ const AGENT_TAKES_BACK: Duration = Duration::from_secs(2);
 /// Longest time for taking a bind back.
 const TAKE_BACK_DEADLINE: Duration = Duration::from_secs(8);
 
-/// Binds a port: takes a vhost, asks for the plug, returns once the agent says `up`. After `deadline`, or
-/// when `stop` resolves, what was written is taken back.
+/// [`ControlNode::bind`], once.
 pub async fn bind(
     endpoints: &Endpoints,
     host: &Name,
@@ -34,13 +34,88 @@ pub async fn bind(
     deadline: Duration,
     stop: impl Future<Output = ()>,
 ) -> Result<SlotId, BindError> {
-    let mut bind = Bind::new(host.clone(), request);
-    let mut desk = Desk::new(endpoints, host);
+    let desk = Desk::new(Dialer::new(endpoints.clone()), host);
+    bind_at(desk, Bind::new(host.clone(), request), deadline, stop).await
+}
+
+/// [`ControlNode::unbind`], once.
+pub async fn unbind(
+    endpoints: &Endpoints,
+    host: &Name,
+    port: &PortId,
+    deadline: Duration,
+) -> Result<Vec<u32>, BindError> {
+    let desk = Desk::new(Dialer::new(endpoints.clone()), host);
+    unbind_at(desk, host, port, deadline).await
+}
+
+/// Binds and unbinds ports of any hosts over one connection to etcd. Clones share it.
+#[derive(Debug, Clone)]
+pub struct ControlNode {
+    endpoints: Endpoints,
+    pool: Pool,
+}
+
+impl ControlNode {
+    /// Dials with the first call.
+    pub fn new(endpoints: Endpoints) -> ControlNode {
+        ControlNode { endpoints, pool: Pool::default() }
+    }
+
+    /// Binds a port: takes a vhost, asks for the plug, returns once the agent says `up`. After `deadline`, or
+    /// when `stop` resolves, what was written is taken back.
+    pub async fn bind(
+        &self,
+        host: &Name,
+        request: BindRequest,
+        deadline: Duration,
+        stop: impl Future<Output = ()>,
+    ) -> Result<SlotId, BindError> {
+        let desk = Desk::new(self.dialer(), host);
+        bind_at(desk, Bind::new(host.clone(), request), deadline, stop).await
+    }
+
+    /// Unbinds a port: asks for the unplug, returns once none of its keys is left. The vhosts it had; a port that
+    /// is not bound is fine.
+    pub async fn unbind(
+        &self,
+        host: &Name,
+        port: &PortId,
+        deadline: Duration,
+    ) -> Result<Vec<u32>, BindError> {
+        unbind_at(Desk::new(self.dialer(), host), host, port, deadline).await
+    }
+
+    fn dialer(&self) -> Dialer {
+        Dialer::new(self.endpoints.clone()).with_pool(self.pool.clone())
+    }
+}
+
+async fn unbind_at(
+    mut desk: Desk,
+    host: &Name,
+    port: &PortId,
+    deadline: Duration,
+) -> Result<Vec<u32>, BindError> {
+    let mut unbind = Unbind::new(port.clone());
+    match timeout(deadline, desk.unbind(&mut unbind)).await {
+        Ok(result) => result,
+        Err(_) => Err(BindError::NotUnplugged { host: host.clone() }),
+    }
+}
+
+async fn bind_at(
+    mut desk: Desk,
+    mut bind: Bind,
+    deadline: Duration,
+    stop: impl Future<Output = ()>,
+) -> Result<SlotId, BindError> {
+    let host = bind.host.clone();
     let until = Instant::now() + deadline;
     let why = tokio::select! {
         result = timeout_at(until, desk.bind(&mut bind)) => match result {
             Ok(result) => return result,
-            Err(_) => BindError::NotUp { host: host.clone() },
+            Err(_) => BindError::NotUp { host },
         },
         () = stop => BindError::Stopped,
     };
@@ -48,22 +123,6 @@ pub async fn bind(
         Ok(Ok(())) => Err(why),
         Ok(Err(reason)) => Err(BindError::NotTakenBack { why: why.into(), reason: reason.to_string() }),
         Err(_) => Err(BindError::NotTakenBack { why: why.into(), reason: "etcd does not answer".into() }),
-    }
-}
-
-/// Unbinds a port: asks for the unplug, returns once none of its keys is left. The vhosts it had; a port that is
-/// not bound is fine.
-pub async fn unbind(
-    endpoints: &Endpoints,
-    host: &Name,
-    port: &PortId,
-    deadline: Duration,
-) -> Result<Vec<u32>, BindError> {
-    let mut unbind = Unbind::new(port.clone());
-    let mut desk = Desk::new(endpoints, host);
-    match timeout(deadline, desk.unbind(&mut unbind)).await {
-        Ok(result) => result,
-        Err(_) => Err(BindError::NotUnplugged { host: host.clone() }),
     }
 }
 
@@ -84,14 +143,15 @@ struct Open {
 }
 
 impl Desk {
-    fn new(endpoints: &Endpoints, host: &Name) -> Desk {
+    fn new(dialer: Dialer, host: &Name) -> Desk {
+        let endpoints = dialer.endpoints();
         Desk {
-            dialer: Dialer::new(endpoints.clone()),
             keys: endpoints.keys(host.clone()),
             pauses: Backoff::new(Duration::from_millis(50), Duration::from_secs(1)),
             // Names may have an address of either family.
             n_tries_left: 2 * endpoints.len(),
             open: None,
+            dialer,
         }
     }
 
