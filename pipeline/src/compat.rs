@@ -36,19 +36,27 @@ pub struct Process {
     pub client_id: Option<u32>,
 }
 
-/// `GET /v1/vfs/{id}`.
+/// What vfs and mirrors have in common; `GET /v1/mirrors/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VfJson {
-    /// The vf's id.
+pub struct ProcessJson {
+    /// The process's id.
     #[serde(rename = "client-id")]
     pub client_id: u32,
-    /// All NICs, then every port that has ever been attached.
+    /// All NICs, then the other ports: of a vf every one that has ever been attached, of mirrors those they have now.
     pub ports: Vec<PortName>,
     /// The master core.
     #[serde(rename = "master-lcore")]
     pub master_lcore: usize,
-    /// By core; a core without a component is one entry too.
+    /// By core; a vf's core without a component is one entry too.
     pub components: Vec<ComponentJson>,
+}
+
+/// `GET /v1/vfs/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VfJson {
+    /// The process.
+    #[serde(flatten)]
+    pub process: ProcessJson,
     /// Entries of ports that are outputs of a classifier.
     pub classifier_table: Vec<EntryJson>,
 }
@@ -109,57 +117,47 @@ impl VfJson {
     pub fn new(topology: &Topology, id: u32) -> Option<VfJson> {
         let topology = topology.in_force();
         let vf = topology.vf(id).ok()?;
-        let phys = topology.vfs().iter().map(|vf| vf.phy);
-        let attached = vf.components.iter().flat_map(|component| component.rx.iter().chain(&component.tx));
-        let attached = attached.map(|end| end.port).filter(|port| !matches!(port, PortName::Local(_)));
-        let mut ports: Vec<PortName> = phys.chain(vf.seen.iter().copied()).chain(attached).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        Some(VfJson {
+        let process = ProcessJson {
             client_id: id,
-            ports,
+            ports: ports(&topology, vf.components.iter(), vf.seen.iter().copied()),
             master_lcore: vf.master,
             components: vf.workers.cores().flat_map(|core| on_core(vf, core)).collect(),
-            classifier_table: classifier_table(vf),
-        })
+        };
+        Some(VfJson { process, classifier_table: classifier_table(vf) })
     }
 }
 
-/// `GET /v1/mirrors/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct MirrorJson {
-    /// The process's id.
-    #[serde(rename = "client-id")]
-    pub client_id: u32,
-    /// All NICs, then every port a mirror has now.
-    pub ports: Vec<PortName>,
-    /// The first vf's master core.
-    #[serde(rename = "master-lcore")]
-    pub master_lcore: usize,
-    /// By core.
-    pub components: Vec<ComponentJson>,
-}
-
-impl MirrorJson {
-    /// The process with this id, if it is the mirrors'.
-    pub fn new(topology: &Topology, id: u32) -> Option<MirrorJson> {
+impl ProcessJson {
+    /// The mirrors' process, if this is its id.
+    pub fn mirrors(topology: &Topology, id: u32) -> Option<ProcessJson> {
         mirror_process(topology).filter(|process| *process == id)?;
         let topology = topology.in_force();
         let mut components: Vec<&Component> =
             topology.mirrors().iter().map(|mirror| &mirror.component).collect();
         components.sort_by_key(|component| component.core);
-        let ends = components.iter().flat_map(|component| component.rx.iter().chain(&component.tx));
-        let phys = topology.vfs().iter().map(|vf| vf.phy);
-        let mut ports: Vec<PortName> = phys.chain(ends.map(|end| end.port)).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        Some(MirrorJson {
+        Some(ProcessJson {
             client_id: id,
-            ports,
+            ports: ports(&topology, components.iter().copied(), []),
             master_lcore: topology.vfs().first().map_or(0, |vf| vf.master),
             components: components.into_iter().map(component_json).collect(),
         })
     }
+}
+
+/// All NICs, the ports of the components, and `more`, in order.
+fn ports<'a>(
+    topology: &Topology,
+    components: impl Iterator<Item = &'a Component>,
+    more: impl IntoIterator<Item = PortName>,
+) -> Vec<PortName> {
+    let attached =
+        components.flat_map(|component| component.rx.iter().chain(&component.tx)).map(|end| end.port);
+    let attached = attached.filter(|port| !matches!(port, PortName::Local(_)));
+    let mut ports: Vec<PortName> =
+        topology.vfs().iter().map(|vf| vf.phy).chain(attached).chain(more).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 fn on_core(vf: &Vf, core: usize) -> Vec<ComponentJson> {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri};
-use spp_pipeline::compat::{MirrorJson, VfJson};
+use spp_pipeline::compat::{ProcessJson, VfJson};
 use spp_pipeline::node::{Node, NodeError};
 
 use super::Api;
@@ -114,11 +114,11 @@ pub async fn mirrors(
     State(api): State<Api>,
     Path(id): Path<String>,
     uri: Uri,
-) -> ApiResult<Json<MirrorJson>> {
+) -> ApiResult<Json<ProcessJson>> {
     let number = parse_id(&id, &uri)?;
     let unknown = || ApiError::no_process(&number.to_string());
     let id = u32::try_from(number).map_err(|_| unknown())?;
-    let mirrors = api.call(move |node| MirrorJson::new(node.topology(), id)).await?;
+    let mirrors = api.call(move |node| ProcessJson::mirrors(node.topology(), id)).await?;
     mirrors.map(Json).ok_or_else(unknown)
 }
 

@@ -334,7 +334,9 @@ impl Device {
     pub fn set_mtu(&mut self, mtu: u64) -> Result<(), Refusal> {
         let valid = |mtu: &u16| u64::from(*mtu) >= MIN_MTU && *mtu < u16::MAX;
         let bad = Refusal::BadValue("NET_SET_MTU", mtu);
-        self.mtu = Some(u16::try_from(mtu).ok().filter(valid).ok_or(bad)?);
+        let mtu = u16::try_from(mtu).ok().filter(valid).ok_or(bad)?;
+        self.mtu = Some(mtu);
+        self.rings.iter_mut().for_each(|ring| ring.setup.set_mtu(mtu));
         self.settle()
     }
 

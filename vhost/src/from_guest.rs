@@ -30,6 +30,8 @@ pub const MAX_FRAME_BYTES: usize = 65_550;
 /// Descriptors of long chains looked at in one burst: a guest that hides one byte in each
 /// gets its next chain served in the next burst.
 const DESCRIPTOR_BUDGET: usize = 1024;
+/// What a buffer of a long frame costs of that: a burst ends after two frames of 64 KiB, for whoever gets it holds them all.
+const BUFFER_COST: usize = DESCRIPTOR_BUDGET / 64;
 
 /// The half that receives from the guest.
 pub struct FromGuest {
@@ -247,10 +249,15 @@ impl Walk<'_> {
     /// guest that negotiated none the header means nothing, and is not read.
     #[inline(always)]
     fn admit(&mut self, chain: &[GuestSlice<'_>], mut packet: PacketBuf, features: &RingFeatures) -> Outcome {
-        if features.from_guest == Offloads::NONE {
+        let too_long = packet.total_len() > features.max_frame_bytes;
+        if features.from_guest == Offloads::NONE && !too_long {
             return Outcome::Frame(packet);
         }
         match accept(&net_hdr::from_guest(chain), &packet, features.from_guest) {
+            Ok(work) if too_long && !work.is_some_and(|work| work.is_long()) => {
+                self.pool.free(packet);
+                Outcome::Dropped(DropReason::Oversize)
+            }
             Ok(None) => Outcome::Frame(packet),
             Ok(work) => {
                 packet.set_offload(work);
@@ -287,7 +294,10 @@ impl Walk<'_> {
             return Outcome::Dropped(DropReason::Oversize);
         }
         match copy_slices(self.pool, &chain, header_bytes) {
-            Some(packet) => self.admit(&chain, packet, features),
+            Some(packet) => {
+                *self.budget = self.budget.saturating_sub((packet.n_segments() - 1) * BUFFER_COST);
+                self.admit(&chain, packet, features)
+            }
             None => Outcome::NoBuffer,
         }
     }

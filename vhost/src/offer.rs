@@ -19,15 +19,17 @@ use std::path::{Path, PathBuf};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use crate::setup::offered;
-use crate::{Role, setup};
+use crate::{MAX_PAIRS, Role, setup};
 
-/// Virtio features and protocol features offered.
+/// Virtio features, protocol features and queue pairs offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
     /// GET_FEATURES.
     pub features: u64,
     /// GET_PROTOCOL_FEATURES.
     pub protocol: u64,
+    /// GET_QUEUE_NUM. QEMU refuses a backend that has fewer than its VM was started with.
+    pub n_pairs: u16,
 }
 
 impl Offer {
@@ -41,15 +43,23 @@ impl Offer {
             | Protocol::RESET_DEVICE
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::STATUS;
-        Offer { features: offered(), protocol: protocol.bits() }
+        Offer { features: offered(), protocol: protocol.bits(), n_pairs: MAX_PAIRS as u16 }
     }
 
     fn and(self, other: Offer) -> Offer {
-        Offer { features: self.features & other.features, protocol: self.protocol & other.protocol }
+        Offer {
+            features: self.features & other.features,
+            protocol: self.protocol & other.protocol,
+            n_pairs: self.n_pairs.min(other.n_pairs),
+        }
     }
 
     fn or(self, other: Offer) -> Offer {
-        Offer { features: self.features | other.features, protocol: self.protocol | other.protocol }
+        Offer {
+            features: self.features | other.features,
+            protocol: self.protocol | other.protocol,
+            n_pairs: self.n_pairs.max(other.n_pairs),
+        }
     }
 }
 
@@ -80,7 +90,9 @@ impl Made {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         let hex = |name: &str| u64::from_str_radix(field(name)?.strip_prefix("0x")?, 16).ok();
         let vm = field("vm").map(str::to_owned);
-        Some(Made { vm, offer: Offer { features: hex("features")?, protocol: hex("protocol")? } })
+        // Versions that wrote none offered 16.
+        let n_pairs = field("pairs").map_or(Some(16), |text| text.parse().ok().filter(|n| *n > 0))?;
+        Some(Made { vm, offer: Offer { features: hex("features")?, protocol: hex("protocol")?, n_pairs } })
     }
 
     fn to_text(&self) -> String {
@@ -88,7 +100,8 @@ impl Made {
         if let Some(vm) = &self.vm {
             let _ = writeln!(text, "vm {vm}");
         }
-        let _ = writeln!(text, "features {:#x}\nprotocol {:#x}", self.offer.features, self.offer.protocol);
+        let Offer { features, protocol, n_pairs } = self.offer;
+        let _ = writeln!(text, "features {features:#x}\nprotocol {protocol:#x}\npairs {n_pairs}");
         text
     }
 }
@@ -185,16 +198,16 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    const ALL: Offer = Offer { features: 0xff, protocol: 0xf };
+    const ALL: Offer = Offer { features: 0xff, protocol: 0xf, n_pairs: 16 };
 
     fn made(vm: Option<&str>, features: u64) -> Option<Made> {
-        Some(Made { vm: vm.map(str::to_owned), offer: Offer { features, protocol: 0x3 } })
+        Some(Made { vm: vm.map(str::to_owned), offer: Offer { features, protocol: 0x3, n_pairs: 4 } })
     }
 
     #[test]
     fn running_vm_keeps_its_offer_and_only_a_new_one_gets_a_new_bit() {
         let next = |made: Option<Made>, vm, wanted| {
-            Made::next(made.as_ref(), vm, Offer { features: wanted, protocol: 0x3 }, ALL).features
+            Made::next(made.as_ref(), vm, Offer { features: wanted, protocol: 0x3, n_pairs: 4 }, ALL).features
         };
         assert_eq!(next(None, Some("a"), 0x7), 0x7);
         // Upgraded, and configured down: the same VM notices neither.
@@ -207,6 +220,21 @@ mod tests {
         assert_eq!(next(made(None, 0x7), Some("a"), 0x9), 0xf);
         // What isn't there can't be offered.
         assert_eq!(next(made(Some("a"), 0x107), Some("a"), 0x7), 0x7);
+    }
+
+    #[test]
+    fn running_vm_keeps_its_number_of_queue_pairs() {
+        let next = |n_pairs, vm, wanted| {
+            let made = Made { vm: Some("a".to_owned()), offer: Offer { n_pairs, ..ALL } };
+            Made::next(Some(&made), vm, Offer { n_pairs: wanted, ..ALL }, ALL).n_pairs
+        };
+        assert_eq!(next(8, Some("a"), 2), 8, "configured down");
+        assert_eq!(next(2, Some("a"), 8), 2);
+        assert_eq!(next(8, Some("b"), 2), 2, "a new VM");
+        assert_eq!(next(8, None, 2), 8, "where it can't be told, nothing is withdrawn");
+        let old = "vm a\nfeatures 0x1\nprotocol 0x1\n";
+        assert_eq!(Made::parse(old).unwrap().offer.n_pairs, 16, "what versions before offered");
+        assert_eq!(Made::parse(&format!("{old}pairs 0\n")), None);
     }
 
     #[test]

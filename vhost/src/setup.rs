@@ -106,6 +106,7 @@ pub fn ring_features(features: u64) -> RingFeatures {
         header_bytes: if long { HEADER_BYTES } else { LEGACY_HEADER_BYTES },
         from_guest: offloads(features, [CSUM, HOST_TSO4, HOST_TSO6, HOST_ECN]),
         to_guest: offloads(features, [GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN]),
+        max_frame_bytes: usize::MAX,
     }
 }
 
@@ -116,6 +117,9 @@ fn offloads(features: u64, bits: [u64; 4]) -> Offloads {
     let negotiated = bits.iter().zip(kinds).filter(|(bit, _)| features & **bit != 0);
     negotiated.fold(Offloads::NONE, |all, (_, kind)| all.with(kind)).sound()
 }
+
+/// What an MTU leaves out: an Ethernet header and a tag.
+const LINK_HEADER_BYTES: usize = 14 + 4;
 
 /// Why a set-up message is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +166,8 @@ pub struct RingSetup {
     /// brought a descriptor, and whether that ever fires, makes no difference.
     kicked: bool,
     enabled: bool,
+    /// NET_SET_MTU.
+    mtu: Option<u16>,
 }
 
 impl RingSetup {
@@ -187,6 +193,11 @@ impl RingSetup {
         }
         self.base = Some(num);
         Ok(())
+    }
+
+    /// NET_SET_MTU, in force where the driver has negotiated VIRTIO_NET_F_MTU.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = Some(mtu);
     }
 
     /// SET_VRING_KICK; again on a started ring changes nothing.
@@ -231,7 +242,9 @@ impl RingSetup {
     pub fn plan(&self, features: Option<u64>) -> Option<RingPlan> {
         let (features, size, addr) = (features?, self.size?, self.addr?);
         let base = self.base_or_first(features);
-        let features = ring_features(features);
+        let mtu = self.mtu.filter(|_| features & MTU != 0);
+        let max_frame_bytes = mtu.map_or(usize::MAX, |mtu| usize::from(mtu) + LINK_HEADER_BYTES);
+        let features = RingFeatures { max_frame_bytes, ..ring_features(features) };
         let plan = RingPlan { size, addr, base, features };
         (self.kicked && self.contradiction(&features).is_none()).then_some(plan)
     }
@@ -366,5 +379,17 @@ mod tests {
             [bytes(0), bytes(MRG_RXBUF), bytes(VERSION_1), bytes(VERSION_1 | MRG_RXBUF)],
             [10, 12, 12, 12]
         );
+    }
+
+    #[test]
+    fn mtu_counts_where_it_is_negotiated() {
+        let mut setup = RingSetup::default();
+        let mut features = None;
+        (0..N_MESSAGES).for_each(|message| apply(message, &mut setup, &mut features));
+        let max = |setup: &RingSetup, features| setup.plan(Some(features)).unwrap().features.max_frame_bytes;
+        assert_eq!(max(&setup, FEATURES | MTU), usize::MAX, "none was told");
+        setup.set_mtu(1500);
+        assert_eq!(max(&setup, FEATURES | MTU), 1518);
+        assert_eq!(max(&setup, FEATURES), usize::MAX, "the driver has not been told");
     }
 }

@@ -239,7 +239,8 @@ fn plain_slot<'m>(
     packet: &PacketBuf,
 ) -> Option<GuestSlice<'m>> {
     let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    let fits = head.first.len as usize >= packet.len() + features.header_bytes;
+    let fits = head.first.len as usize >= packet.len() + features.header_bytes
+        && packet.len() <= features.max_frame_bytes;
     if !plain || !fits || packet.is_chained() || !takes(features, packet) {
         return None;
     }
@@ -270,6 +271,9 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
     let Queue { layout, place, features, log, .. } = ring;
     if !takes(features, packet) {
         return Ok(Outcome::Full);
+    }
+    if packet.total_len() > features.max_frame_bytes && !packet.offload().is_some_and(|work| work.is_long()) {
+        return Ok(Outcome::Dropped(DropReason::Oversize));
     }
     let need = (features.header_bytes + packet.total_len()) as u64;
     let mut memory = Translator::new(layout.map());

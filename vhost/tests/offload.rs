@@ -321,3 +321,41 @@ fn long_frame_of_a_guest_comes_back_through_a_whole_port_as_it_was_sent() {
         assert_eq!(port.close().from_guest.drops["bad_offload"], 1);
     }
 }
+
+#[test]
+fn frames_longer_than_the_mtu_are_dropped_by_name_both_ways_and_long_frames_pass() {
+    const MAX: usize = 1518;
+    let limited = |from, to| RingFeatures { max_frame_bytes: MAX, ..with(from, to, true) };
+    for offloads in [Offloads::NONE, Offloads::ALL] {
+        let mut bench: Bench<FromGuest> = Bench::new(256, START, limited(offloads, Offloads::NONE));
+        let plain = NetHdr { flags: 0, gso_type: 0, gso_size: 0, ..LONG };
+        for (payload, lens) in
+            [(MAX - 54, &[][..]), (MAX - 54, &[12, 700]), (MAX - 53, &[]), (MAX - 53, &[12]), (6000, &[])]
+        {
+            offer(&mut bench, plain, &tcp(payload), lens);
+            let passes = payload == MAX - 54;
+            let expected = if passes { vec![(tcp(payload), None)] } else { vec![] };
+            assert_eq!(receive(&mut bench), expected, "{payload} {lens:?}");
+            assert_eq!(bench.take_used(), [(0, 0)]);
+        }
+        assert_eq!(bench.half.drops(DropReason::Oversize), 3);
+        if offloads == Offloads::ALL {
+            offer(&mut bench, LONG, &tcp(9000), &[]);
+            assert_eq!(receive(&mut bench), [(tcp(9000), Some(work(LONG)))], "it will be cut");
+        }
+        bench.assert_alive();
+        bench.assert_no_leak();
+
+        let mut bench: Bench<ToGuest> = Bench::new(256, START, limited(Offloads::NONE, offloads));
+        (0..64).for_each(|index| {
+            bench.memory.desc(DESC, index, BUFFERS + 0x1000 * u64::from(index), 4096, WRITE, 0);
+            bench.put_head(index);
+        });
+        bench.publish();
+        assert_eq!(bench.send(&[60, MAX, MAX + 1, 6000, MAX + 1, 64]), (6, 0), "none holds up the others");
+        let lens: Vec<_> = bench.take_used().iter().map(|used| used.1).collect();
+        assert_eq!(lens, [72, MAX as u32 + 12, 76]);
+        assert_eq!(bench.half.drops(DropReason::Oversize), 3);
+        bench.assert_no_leak();
+    }
+}

@@ -66,7 +66,7 @@ fn port_stays_listed_after_detach_and_entries_of_a_stopped_classifier_do_not() {
     topology.table_add(1, entry).unwrap();
     topology.component_stop(1, "c").unwrap();
     let vf = VfJson::new(&topology, 1).unwrap();
-    assert!(vf.ports.contains(&PortName::Vhost(1)) && vf.classifier_table.is_empty());
+    assert!(vf.process.ports.contains(&PortName::Vhost(1)) && vf.classifier_table.is_empty());
 }
 
 #[test]
@@ -120,9 +120,9 @@ fn mirrors_are_one_process_behind_the_vfs_and_show_what_a_tap_wires() {
         r#"[{"type":"primary"},{"type":"vf","client-id":1},{"type":"mirror","client-id":2}]"#
     );
     assert_eq!(cpu_usage(&topology)[2].lcores, [1, 16, 17]);
-    assert_eq!((MirrorJson::new(&topology, 1), VfJson::new(&topology, 2)), (None, None));
+    assert_eq!((ProcessJson::mirrors(&topology, 1), VfJson::new(&topology, 2)), (None, None));
     assert_eq!(
-        serde_json::to_string(&MirrorJson::new(&topology, 2).unwrap()).unwrap(),
+        serde_json::to_string(&ProcessJson::mirrors(&topology, 2).unwrap()).unwrap(),
         concat!(
             r#"{"client-id":2,"ports":["phy:0"],"master-lcore":1,"components":["#,
             r#"{"core":16,"name":"mirror_0","type":"mirror","rx_port":[],"tx_port":[]},"#,
@@ -135,7 +135,7 @@ fn mirrors_are_one_process_behind_the_vfs_and_show_what_a_tap_wires() {
     }
     topology.tap(&Tap { mirror: 0, way: Way::In, source: 0, dest: 1 }).unwrap();
     topology.set_tap_stage(0, Stage::On);
-    let mirror = MirrorJson::new(&topology, 2).unwrap();
+    let mirror = ProcessJson::mirrors(&topology, 2).unwrap();
     let names = |ports: &Option<Vec<PortJson>>| -> Vec<String> {
         ports.iter().flatten().map(|port| port.port.to_string()).collect()
     };
@@ -145,12 +145,13 @@ fn mirrors_are_one_process_behind_the_vfs_and_show_what_a_tap_wires() {
         (vec!["ring:0".into()], vec!["ring:5".into(), "ring:4".into()])
     );
     let vf = VfJson::new(&topology, 1).unwrap();
-    let named = |name: &str| vf.components.iter().find(|c| c.name.as_deref() == Some(name)).unwrap().clone();
+    let named =
+        |name: &str| vf.process.components.iter().find(|c| c.name.as_deref() == Some(name)).unwrap().clone();
     assert_eq!(names(&named("forward_0_tx").rx_port), ["ring:5"]);
     let watcher = named("forward_1_tx");
     assert_eq!(
         (watcher.kind, names(&watcher.rx_port)),
         ("merge", vec!["ring:2".to_owned(), "ring:4".to_owned()])
     );
-    assert!(vf.ports.contains(&PortName::Ring(4)));
+    assert!(vf.process.ports.contains(&PortName::Ring(4)));
 }

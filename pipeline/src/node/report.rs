@@ -1,6 +1,6 @@
 //! What the node says about itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use spp_drivers::ring_port::RING_SLOTS;
@@ -28,6 +28,9 @@ pub(super) struct BusySamples {
     percent: BTreeMap<ComponentId, f32>,
 }
 
+/// Ports that components which run have, to send to and to receive from.
+type NamedPorts = [BTreeSet<PortName>; 2];
+
 impl Node {
     /// Takes the shares of the last second. Called by the tick.
     pub(super) fn sample_busy(&mut self, now: Instant) {
@@ -52,6 +55,7 @@ impl Node {
     /// Everything `spp status` shows.
     pub fn status(&mut self) -> NodeStatus {
         let wired = self.topology.in_force();
+        let named = [Direction::Tx, Direction::Rx].map(|direction| self.board.running().ports(direction));
         let mut warnings = self.warnings.clone();
         warnings.extend(self.unsettled.clone());
         warnings.extend(
@@ -65,7 +69,7 @@ impl Node {
             gate_unplugged: self.options.gate_unplugged,
             local_switching: self.options.local_switching,
             pool: PoolStatus::new(self.pool.counts(), self.pool.page_size()),
-            vfs: (0..wired.vfs().len()).map(|index| self.vf_status(index, &wired)).collect(),
+            vfs: (0..wired.vfs().len()).map(|index| self.vf_status(index, &wired, &named)).collect(),
             mirrors: (0..)
                 .zip(wired.mirrors())
                 .map(|(id, mirror)| self.mirror_status(id, mirror, &wired))
@@ -75,7 +79,7 @@ impl Node {
         }
     }
 
-    fn vf_status(&mut self, index: usize, wired: &Topology) -> VfStatus {
+    fn vf_status(&mut self, index: usize, wired: &Topology, named: &NamedPorts) -> VfStatus {
         let vf = &wired.vfs()[index];
         let config = &self.config.vfs[index];
         let (physical_network, core_mask) = (config.physical_network.clone(), config.core_mask.clone());
@@ -90,7 +94,7 @@ impl Node {
                 .iter()
                 .map(|component| self.component_status(component, wired))
                 .collect(),
-            vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id, wired)).collect(),
+            vhosts: vf.vhosts.clone().map(|id| self.vhost_status(id, wired, named)).collect(),
         }
     }
 
@@ -151,7 +155,7 @@ impl Node {
         }
     }
 
-    fn vhost_status(&self, id: u32, wired: &Topology) -> VhostStatus {
+    fn vhost_status(&self, id: u32, wired: &Topology, named: &NamedPorts) -> VhostStatus {
         let life = &self.vhost_lives[id as usize];
         let status = self.vhosts[id as usize].as_ref().map(VhostPort::status).or_else(|| life.last.clone());
         let status = status.expect("a port is open, or was, when its status was kept");
@@ -161,8 +165,7 @@ impl Node {
             sum.add(now);
             sum
         };
-        let named = [Direction::Tx, Direction::Rx].map(|direction| self.board.running().ports(direction));
-        let owners = named.map(|named| queue_owners(id, &named));
+        let owners = named.each_ref().map(|named| queue_owners(id, named));
         let ring_use = |side: usize, queue: usize, ring: &spp_vhost::RingStatus| {
             let end = ([Direction::Tx, Direction::Rx][side], owners[side][queue]);
             let component = wired.user_of(end).map(|component| component.name.clone());

@@ -185,6 +185,7 @@ fn ring(file: &File, input: &mut Input<'_>) -> (Ring, u16) {
         header_bytes: if bits & 4 != 0 { 12 } else { input.pick(&[10, 12]) },
         from_guest: input.pick(&[Offloads::NONE, Offloads::ALL]),
         to_guest: input.pick(&[Offloads::NONE, Offloads::ALL]),
+        max_frame_bytes: usize::MAX,
     };
     let base = input.pick(&[0, 65_530, 0x8000, 0x8000_8000, 0x8001_0001]) + u32::from(input.u8());
     let start = (base as u16).to_le_bytes().to_vec();

@@ -8,7 +8,6 @@ use vhost::vhost_user::{Error, Result, VhostUserBackendReqHandlerMut};
 
 use crate::device::{Device, Refusal};
 use crate::memory::{FrontendVa, MAX_REGIONS, RegionInfo};
-use crate::vring::MAX_PAIRS;
 use crate::vring::layout::RingAddr;
 
 /// The crate's view of the device.
@@ -129,7 +128,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
     fn get_queue_num(&mut self) -> Result<u64> {
         // Queue pairs, as QEMU and DPDK count.
-        Ok(MAX_PAIRS as u64)
+        Ok(self.device.offer().n_pairs.into())
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {

@@ -93,4 +93,6 @@ pub struct RingFeatures {
     pub from_guest: Offloads,
     /// Work that may be left undone in what the guest receives.
     pub to_guest: Offloads,
+    /// Longest frame either way, in bytes, but for long frames that are to be cut (virtio 1.2, 5.1.4.1).
+    pub max_frame_bytes: usize,
 }

@@ -117,6 +117,7 @@ pub fn features(mergeable: bool, event_idx: bool) -> RingFeatures {
         header_bytes: 12,
         from_guest: Offloads::NONE,
         to_guest: Offloads::NONE,
+        max_frame_bytes: usize::MAX,
     }
 }
 
