@@ -1,6 +1,14 @@
 //! `ring:N`: an SPSC ring of packets as a queue pair, between two components.
+//!
+//! A ring holds about as many buffers as it has slots, however long its packets: a frame of 64 KiB counts as the 33 buffers
+//! it is. So nobody's long frames, piled up in front of an output that takes nothing, can take the buffers others need.
 
-use crate::burst::Burst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::burst::{BURST, Burst};
 use crate::dma::{PacketBuf, PoolCache};
 use crate::offload::Offloads;
 use crate::port::{RxQueue, TxQueue};
@@ -10,34 +18,96 @@ use crate::stats::{QueueStats, SharedStats};
 /// Slots of a ring between components. SPP's has 127; more absorbs a guest that is scheduled away, at 16 bytes a slot.
 pub const RING_SLOTS: usize = 1024;
 
+/// Buffers beyond the first of each packet, free-running: written when there are any, read once a burst.
+#[derive(Default)]
+struct Extra {
+    put_in: CachePadded<AtomicU64>,
+    taken_out: CachePadded<AtomicU64>,
+}
+
 /// The end components send into.
 pub struct RingTx {
     ring: Producer<PacketBuf>,
     stats: SharedStats,
+    extra: Arc<Extra>,
+    put_in: u64,
 }
 
 /// The end components receive from.
 pub struct RingRx {
     ring: Consumer<PacketBuf>,
     stats: SharedStats,
+    extra: Arc<Extra>,
+    taken_out: u64,
 }
 
 /// A new packet ring; `slots` is a power of two.
 pub fn packet_ring(slots: usize) -> (RingTx, RingRx) {
     let (tx, rx) = spsc::ring(slots);
-    (RingTx { ring: tx, stats: QueueStats::shared() }, RingRx { ring: rx, stats: QueueStats::shared() })
+    let extra = Arc::<Extra>::default();
+    (
+        RingTx { ring: tx, stats: QueueStats::shared(), extra: extra.clone(), put_in: 0 },
+        RingRx { ring: rx, stats: QueueStats::shared(), extra, taken_out: 0 },
+    )
+}
+
+/// Bytes of the packets that passed, and their buffers beyond the first of each.
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    extra: u64,
+}
+
+impl Tally {
+    #[inline(always)]
+    fn add(&mut self, packet: &PacketBuf) {
+        if packet.is_chained() {
+            self.add_chain(packet);
+        } else {
+            self.bytes += packet.len() as u64;
+        }
+    }
+
+    #[cold]
+    fn add_chain(&mut self, packet: &PacketBuf) {
+        self.bytes += packet.total_len() as u64;
+        self.extra += packet.n_segments() as u64 - 1;
+    }
+}
+
+impl RingTx {
+    /// Packets at the front that fit when each counts as its buffers. Long ones come in small bursts, so those that meet none
+    /// in the ring are not looked at one by one.
+    #[cold]
+    fn fitting(&mut self, from: &Burst) -> usize {
+        let extra = self.put_in.wrapping_sub(self.extra.taken_out.load(Ordering::Relaxed)) as usize;
+        let mut room = self.ring.room(self.ring.capacity()).saturating_sub(extra);
+        let fits = |packet: &&PacketBuf| {
+            let left = room.checked_sub(packet.n_segments());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        from.iter().take_while(fits).count()
+    }
 }
 
 impl TxQueue for RingTx {
     fn tx_burst(&mut self, _pool: &mut PoolCache, from: &mut Burst) -> usize {
-        let n = from.len().min(self.ring.room(from.len()));
+        let n = match self.extra.taken_out.load(Ordering::Relaxed) == self.put_in {
+            true => from.len().min(self.ring.room(from.len())),
+            false => self.fitting(from),
+        };
         if n == 0 {
             return 0;
         }
-        let mut bytes = 0;
-        let packets = from.take_front(n).inspect(|packet| bytes += packet.total_len() as u64);
+        let mut tally = Tally::default();
+        let packets = from.take_front(n).inspect(|packet| tally.add(packet));
         self.ring.push_burst(n, packets);
-        self.stats.moved(n, bytes);
+        if tally.extra > 0 {
+            self.put_in = self.put_in.wrapping_add(tally.extra);
+            self.extra.put_in.store(self.put_in, Ordering::Relaxed);
+        }
+        self.stats.moved(n, tally.bytes);
         n
     }
 
@@ -51,15 +121,38 @@ impl TxQueue for RingTx {
     }
 }
 
-impl RxQueue for RingRx {
-    fn rx_burst(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> usize {
-        let mut bytes = 0;
-        let n = self.ring.pop_burst(out.room(), |packet| {
-            bytes += packet.total_len() as u64;
+impl RingRx {
+    fn take(&mut self, n: usize, out: &mut Burst, tally: &mut Tally) -> usize {
+        self.ring.pop_burst(n, |packet| {
+            tally.add(&packet);
             let pushed = out.push(packet);
             debug_assert!(pushed.is_ok(), "no more than out.room() are popped");
-        });
-        self.stats.moved(n, bytes);
+        })
+    }
+
+    /// Takes packets until they have a burst's worth of buffers: whoever holds them is in nobody's count.
+    #[cold]
+    fn take_some(&mut self, out: &mut Burst, tally: &mut Tally) -> usize {
+        let mut n = 0;
+        while out.room() > 0 && n + (tally.extra as usize) < BURST && self.take(1, out, tally) > 0 {
+            n += 1;
+        }
+        n
+    }
+}
+
+impl RxQueue for RingRx {
+    fn rx_burst(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> usize {
+        let mut tally = Tally::default();
+        let n = match self.extra.put_in.load(Ordering::Relaxed) == self.taken_out {
+            true => self.take(out.room(), out, &mut tally),
+            false => self.take_some(out, &mut tally),
+        };
+        if tally.extra > 0 {
+            self.taken_out = self.taken_out.wrapping_add(tally.extra);
+            self.extra.taken_out.store(self.taken_out, Ordering::Relaxed);
+        }
+        self.stats.moved(n, tally.bytes);
         n
     }
 
@@ -72,6 +165,42 @@ impl RxQueue for RingRx {
 mod tests {
     use super::*;
     use crate::dma::{DmaSpace, Pool, PoolConfig};
+
+    #[test]
+    fn long_frames_fill_a_ring_by_their_buffers_and_come_out_few_at_a_time() {
+        let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 1024 }).unwrap();
+        let mut cache = pool.cache();
+        let (mut tx, mut rx) = packet_ring(128);
+        let mut burst = Burst::new();
+        let mut send = |tx: &mut RingTx, cache: &mut PoolCache, n_segments: usize| {
+            let mut packet = cache.alloc().unwrap();
+            packet.append(&[1; 60]).unwrap();
+            for _ in 1..n_segments {
+                let mut next = cache.alloc().unwrap();
+                next.append(&[2; 100]).unwrap();
+                packet.last_segment_mut().chain(next);
+            }
+            burst.push(packet).unwrap();
+            let sent = tx.tx_burst(cache, &mut burst);
+            burst.free_all(cache);
+            sent
+        };
+        for round in 0..5 {
+            let n_long = (0..10).map(|_| send(&mut tx, &mut cache, 33)).sum::<usize>();
+            assert_eq!(n_long, 3, "round {round}: 99 buffers of 128");
+            let n_small = (0..100).map(|_| send(&mut tx, &mut cache, 1)).sum::<usize>();
+            assert_eq!(n_small, 29, "what is left is for whoever comes");
+            let (mut taken, mut out) = (Vec::new(), Burst::new());
+            while rx.rx_burst(&mut cache, &mut out) > 0 {
+                taken.push(out.iter().map(PacketBuf::n_segments).sum::<usize>());
+                out.free_all(&mut cache);
+            }
+            assert_eq!(taken, [33, 33, 33, 29]);
+        }
+        assert_eq!(rx.stats().bytes.get(), tx.stats().bytes.get());
+        drop((burst, cache));
+        assert_eq!(pool.counts().out, 0);
+    }
 
     #[test]
     fn full_ring_leaves_the_rest_of_the_burst_in_order() {

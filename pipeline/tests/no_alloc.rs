@@ -206,7 +206,8 @@ fn checksums_and_segments_in_software_allocate_nothing() {
     let pool = pool(4096);
     let mut cache = pool.cache();
     let mut engine = Engine::new(&pool);
-    let (mut tx, rx) = packet_ring(256);
+    // 60 frames of 20 buffers each: a ring counts buffers.
+    let (mut tx, rx) = packet_ring(2048);
     let (out, mut sink) = packet_ring(64);
     let mut change = Change { rx_in: vec![(RxSlot(0), Box::new(rx))], ..Change::default() };
     change.tx_in.push((TxSlot(0), Box::new(Plain(out))));

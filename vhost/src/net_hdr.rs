@@ -20,21 +20,21 @@ pub const LEGACY_HEADER_BYTES: usize = 10;
 #[inline(always)]
 pub fn to_guest(packet: &PacketBuf, n_buffers: u16, takes: Offloads) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
-    if packet.is_verified() && takes.contains(Offloads::CSUM) {
-        bytes[0] = F_DATA_VALID;
-    }
-    if packet.has_offload() {
-        bytes = with_work(packet);
+    // One test of two bits, for the many frames with nothing to say.
+    if packet.has_offload() || packet.is_verified() {
+        bytes = what_is_known(packet, takes);
     }
     [bytes[10], bytes[11]] = n_buffers.to_le_bytes();
     bytes
 }
 
-/// What the frame's receiver is left to do.
+/// What the frame's receiver is left to do, or need not do again.
 #[inline(never)]
-fn with_work(packet: &PacketBuf) -> [u8; HEADER_BYTES] {
+fn what_is_known(packet: &PacketBuf, takes: Offloads) -> [u8; HEADER_BYTES] {
+    let checked = packet.is_verified() && takes.contains(Offloads::CSUM);
+    let nothing_left = Offload { flags: if checked { F_DATA_VALID } else { 0 }, ..Offload::default() };
     let Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset } =
-        packet.offload().unwrap_or_default();
+        packet.offload().unwrap_or(nothing_left);
     NetHdr { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers: 0 }.to_bytes()
 }
 

@@ -28,10 +28,17 @@ const NIC_RING: u32 = 1024;
 /// Slots a core's or a queue's cache holds back: two magazines.
 const CACHE: u32 = 128;
 
+/// Buffers a component may hold at once: a burst in and one out, each of up to 64 buffers, which is two frames of 64 KiB.
+const HELD: u32 = 4 * BURST as u32;
+
+/// What a merger of many guests may hold: a burst of their longest frames.
+const HELD_BY_MERGER: u32 = 33 * BURST as u32;
+
 /// Buffers a node needs so that every ring can be full at once and nobody waits for a buffer: two rings
 /// for each vhost and each mirror; a local, a receive and a transmit ring for each NIC; for each component, which may
-/// have a core of its own, a cache and a burst in and one out; for each vhost and each NIC queue a
-/// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 3072 + 20 x 192 + 12 x 128 = 27,904 buffers, 63 MB.
+/// have a core of its own, a cache and what it holds; for each vhost and each NIC queue a
+/// cache. With 2 NICs and 8 vhosts: 16 x 1024 + 2 x 3072 + 20 x 256 + 2 x 1056 + 12 x 128 = 31,296 buffers, 71 MB. Rings count buffers,
+/// not packets, so no guest's long frames take those of others.
 pub fn pool_buffers(config: &NodeConfig) -> u32 {
     let (n_nics, n_vhost) = (config.vfs.len() as u32, config.n_vhost());
     let n_nic_pairs: u32 = (0..config.vfs.len()).map(|nic| u32::from(config.n_queue_pairs(nic))).sum();
@@ -39,7 +46,8 @@ pub fn pool_buffers(config: &NodeConfig) -> u32 {
     let n_components = configured.max(2 * n_vhost + 2 * n_nics) + config.mirrors.len() as u32;
     (config.n_rings() + n_nics) * RING_SLOTS as u32
         + n_nic_pairs * 2 * NIC_RING
-        + n_components * (CACHE + 2 * BURST as u32)
+        + n_components * (CACHE + HELD)
+        + n_nics * HELD_BY_MERGER
         + (n_vhost + 2 * n_nic_pairs) * CACHE
 }
 
@@ -183,7 +191,7 @@ mod tests {
     #[test]
     fn pool_of_two_nics_and_eight_vhosts_is_what_the_documentation_says() {
         let config = NodeConfig::from_mappings("00:04.0#a#4#0x7ff,00:05.0#b#4#0x1ff801").unwrap();
-        assert_eq!(pool_buffers(&config), 27_904);
+        assert_eq!(pool_buffers(&config), 31_296);
         assert!(u64::from(pool_buffers(&config)) * 2304 < 256 << 20);
     }
 }

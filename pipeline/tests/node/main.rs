@@ -5,6 +5,7 @@ mod cycles;
 mod faults;
 mod handle;
 mod local;
+mod long;
 mod queues;
 mod support;
 mod taps;
