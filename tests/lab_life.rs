@@ -165,27 +165,39 @@ impl Life {
         });
         // Kernel memory, the receive buffers' too, comes from the highest zone there is: from now on, this one.
         switch_on(&mut self.vm, "online_kernel");
-        // Nobody reads what is sent: it stays in the buffers that the node has written to, and is nowhere else.
-        let marker = "Only the node's own copy loop can have brought this here.";
-        self.vm.sh("tail -f /dev/null 2>/dev/null | nc -l -p 7000 >/run/held 2>/dev/null &
-             echo $! >/run/holder");
-        self.vm.wait_sh("a listener", PATIENCE, "netstat -ltn | grep -q :7000");
-        self.vm.sh("kill -STOP $(cat /run/holder)");
-        self.peer.sh(&format!("(yes \"{marker}\" | head -n 1000 | nc {VM} 7000) >/dev/null 2>&1 &"));
-        let held = "netstat -tn | grep :7000; netstat -tn | grep -q '^tcp *5[0-9][0-9][0-9][0-9] .*:7000'";
-        self.vm.wait_sh("data to wait in the VM", PATIENCE, held);
+        // A queue goes on with the buffers it had until its traffic has used them up: another connection, another queue.
+        let mut port = 7000;
         let n_lines = wait_for("received bytes in the new memory", PATIENCE, || {
-            let memory = std::fs::read(&file).map_err(|error| error.to_string())?;
-            let mut lines = memory.split(|&byte| byte == b'\n');
-            match lines.by_ref().filter(|line| line.ends_with(marker.as_bytes())).count() {
+            port += 1;
+            match self.hold(port, &file) {
                 n @ 0..100 => Err(format!("{n} lines; {}", self.vm.sh("grep -A2 zone /proc/zoneinfo"))),
                 n => Ok(n),
             }
         });
-        println!("{n_lines} lines in the new memory");
+        println!("{n_lines} lines in the new memory, by connection {}", port - 7000);
+    }
+
+    /// Sends the VM lines that nobody there reads: they stay in the buffers that the node has written to, and are nowhere
+    /// else. Returns how many are in the file of its new memory. Then they are read, and whole.
+    fn hold(&mut self, port: u16, memory: &Path) -> usize {
+        const MARKER: &str = "Only the node's own copy loop can have brought this here.";
+        self.vm.sh(&format!(
+            "tail -f /dev/null 2>/dev/null | nc -l -p {port} >/run/held 2>/dev/null &
+             echo $! >/run/holder"
+        ));
+        self.vm.wait_sh("a listener", PATIENCE, &format!("netstat -ltn | grep -q :{port}"));
+        self.vm.sh("kill -STOP $(cat /run/holder)");
+        self.peer.sh(&format!("(yes \"{MARKER}\" | head -n 1000 | nc {VM} {port}) >/dev/null 2>&1 &"));
+        let held = format!("netstat -tn | grep -q '^tcp *5[0-9][0-9][0-9][0-9] .*:{port}'");
+        self.vm.wait_sh("data to wait in the VM", PATIENCE, &held);
+        let memory = std::fs::read(memory).expect("a file of the test's own");
+        let lines = memory.split(|&byte| byte == b'\n');
+        let n_lines = lines.filter(|line| line.ends_with(MARKER.as_bytes())).count();
         self.vm.sh("kill -CONT $(cat /run/holder)");
-        let whole = format!("[ $(grep -cx \"{marker}\" /run/held) = 1000 ]");
+        let whole = format!("[ $(grep -cx \"{MARKER}\" /run/held) = 1000 ]");
         self.vm.wait_sh("what was held", PATIENCE, &whole);
+        self.vm.sh("kill $(cat /run/holder) || true");
+        n_lines
     }
 
     /// More memory comes, which Linux can give up again, and goes.
