@@ -14,6 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
+/// A function of QEMU in which the threads of an emulated machine with a virtual IOMMU meet while firmware places
+/// BARs: rarely, one finds the address space changed under it, and QEMU aborts.
+const QEMU_RACE: &str = "iotlb_to_section";
+/// Boots that may be lost to it.
+const BOOTS_LOST: usize = 2;
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(180);
 
 /// What a script inside left behind.
@@ -153,14 +158,21 @@ impl<'a> Builder<'a> {
     ///
     /// # Panics
     /// If it does not come up; the console's last lines are printed.
-    pub fn boot(self, dir: &Path) -> Machine {
+    pub fn boot(&self, dir: &Path) -> Machine {
+        for _ in 0..BOOTS_LOST {
+            let mut machine = self.start(dir);
+            if !machine.falls_over_itself() {
+                return machine;
+            }
+            println!("{}: QEMU ended by its own {QEMU_RACE} assertion; it is started again", self.name);
+        }
         let mut machine = self.start(dir);
         machine.wait_up();
         machine
     }
 
     /// Starts the machine without waiting; [`Machine::wait_up`] does that.
-    pub fn start(self, dir: &Path) -> Machine {
+    pub fn start(&self, dir: &Path) -> Machine {
         let dir = dir.join(&self.name);
         let share = dir.join("share");
         let _ = fs::remove_dir_all(&dir);
@@ -181,7 +193,7 @@ impl<'a> Builder<'a> {
         let qemu =
             Daemon::start(&format!("{} (qemu)", self.name), &self.lab.qemu, &args, &dir.join("qemu.log"))
                 .expect("QEMU starts");
-        Machine { name: self.name, qemu, console, share, qmp: dir.join("qmp"), n_scripts: 0 }
+        Machine { name: self.name.clone(), qemu, console, share, qmp: dir.join("qmp"), n_scripts: 0 }
     }
 
     fn command_line(&self, initrd: &Path, share: &Path, console: &Path) -> Vec<String> {
@@ -253,12 +265,20 @@ impl Machine {
     /// # Panics
     /// If it ends first or takes too long.
     pub fn wait_up(&mut self) {
+        assert!(!self.falls_over_itself(), "{}: QEMU ended by its own {QEMU_RACE} assertion", self.name);
+    }
+
+    /// As [`wait_up`](Self::wait_up), but true if QEMU ended by an assertion of its own that has nothing to do with us.
+    fn falls_over_itself(&mut self) -> bool {
         let up = self.share.join("agent");
         let what = format!("{} to boot", self.name);
         wait_for(&what, BOOT_DEADLINE, || {
+            if self.qemu.ended().is_some() && self.qemu.log().contains(QEMU_RACE) {
+                return Ok(true);
+            }
             self.assert_alive();
-            up.exists().then_some(()).ok_or_else(|| "still booting".into())
-        });
+            up.exists().then_some(false).ok_or_else(|| "still booting".into())
+        })
     }
 
     /// Runs a shell script inside and waits for its end. Background processes of the script must write to files.
