@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::desc::{ExtendedRx, LegacyRx, Tx};
 use super::regs::*;
 use super::{counters, regs};
+use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::desc::RxFormat;
 use crate::intel::nic::{Chip, Limits, RingPlace};
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
-use crate::nic::filters::{self, Program};
+use crate::nic::filters::Program;
 use crate::nic::regs::{Block, Doorbell};
 use crate::nic::wait::{GONE, WaitError};
 use crate::pci::{PciFunction, Registers};
@@ -78,6 +79,10 @@ pub struct E1000<K, B> {
     kind: std::marker::PhantomData<fn() -> K>,
 }
 
+const ADDRESSES: Addresses = Addresses { low: RAL, high: RAH };
+const RX_RINGS: Rings = Rings { base_low: RDBAL, base_high: RDBAH, len: RDLEN, head: RDH, tail: RDT };
+const TX_RINGS: Rings = Rings { base_low: TDBAL, base_high: TDBAH, len: TDLEN, head: TDH, tail: TDT };
+
 /// Maps BAR 0.
 fn map<F: PciFunction>(function: &F) -> Result<Block<F::Bar>, PortError> {
     let short = || PortError::new(function.address(), "BAR 0 is too short for its registers", "");
@@ -98,25 +103,19 @@ impl<K: Kind, B: Registers> E1000<K, B> {
     /// 82574 5.2.3.3: asks for the end of DMA, and goes on without it when it does not come: the reset is next.
     fn end_dma(&self) -> Result<(), WaitError> {
         self.regs.change(CTRL, 0, ctrl::MASTER_DISABLE);
-        match self.regs.wait(STATUS, status::MASTER_ENABLE, 0, MASTER_DEADLINE) {
-            Err(late @ WaitError::Late { .. }) => {
-                tracing::warn!(%late, "pending DMA is cut off by the reset");
-                Ok(())
-            }
-            done => done,
-        }
+        common::even_if_late(
+            self.regs.wait(STATUS, status::MASTER_ENABLE, 0, MASTER_DEADLINE),
+            "pending DMA is cut off by the reset",
+        )
     }
 
     /// 82574 10.2.2.18: PHY and EEPROM are shared with firmware. Without an answer of it in time it isn't there.
     fn own_phy(&self) -> Result<(), WaitError> {
         self.regs.change(EXTCNF_CTRL, 0, extcnf::SW_OWNS);
-        match self.regs.wait(EXTCNF_CTRL, extcnf::SW_OWNS, extcnf::SW_OWNS, PHY_DEADLINE) {
-            Err(late @ WaitError::Late { .. }) => {
-                tracing::warn!(%late, "firmware does not give PHY and EEPROM away; going on");
-                Ok(())
-            }
-            done => done,
-        }
+        common::even_if_late(
+            self.regs.wait(EXTCNF_CTRL, extcnf::SW_OWNS, extcnf::SW_OWNS, PHY_DEADLINE),
+            "firmware does not give PHY and EEPROM away; going on",
+        )
     }
 
     fn disown_phy(&self) {
@@ -157,12 +156,10 @@ impl<K: Kind, B: Registers> E1000<K, B> {
 
     /// 82574 7.1.11: spreads flows over `n` queues; bit 7 of an entry is the queue.
     fn spread(&self, n: u16) {
-        /// Any even spread will do; this key also sends both directions of a flow to one queue.
-        const KEY: u32 = u32::from_le_bytes([0x6d, 0x5a, 0x6d, 0x5a]);
         const QUEUE_1: u32 = 0x8000_8000;
         /// RSS with two queues, over IPv4, IPv6 and TCP on both.
         const MRQC_RSS: u32 = 1 | 0x1f << 16;
-        (0..RSSRK.len()).for_each(|i| self.regs.write(RSSRK.at(i), KEY));
+        (0..RSSRK.len()).for_each(|i| self.regs.write(RSSRK.at(i), common::RSS_KEY));
         (0..RETA.len()).for_each(|i| self.regs.write(RETA.at(i), if n > 1 { QUEUE_1 } else { 0 }));
         self.regs.write(MRQC, if n > 1 { MRQC_RSS } else { 0 });
     }
@@ -209,15 +206,12 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
 
     /// The reset has loaded the first receive address from the EEPROM; where it hasn't, the EEPROM itself is asked.
     fn mac(&self) -> Option<MacAddr> {
-        let (low, high) = (self.regs.read(RAL.at(0)).to_le_bytes(), self.regs.read(RAH.at(0)));
-        let [e, f, ..] = high.to_le_bytes();
-        let loaded = MacAddr([low[0], low[1], low[2], low[3], e, f]);
-        if high & RAH_AV != 0 && is_valid(loaded) {
+        if let Some(loaded) = ADDRESSES.loaded(&self.regs) {
             return Some(loaded);
         }
         let words = [self.eeprom_word(0)?, self.eeprom_word(1)?, self.eeprom_word(2)?];
         let [[a, b], [c, d], [e, f]] = words.map(u16::to_le_bytes);
-        Some(MacAddr([a, b, c, d, e, f])).filter(|mac| is_valid(*mac))
+        Some(MacAddr([a, b, c, d, e, f])).filter(|mac| common::is_valid(*mac))
     }
 
     fn init(&mut self, n_queue_pairs: u16) -> Result<(), WaitError> {
@@ -256,40 +250,23 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
 
     fn rx_queue(&mut self, place: RingPlace) -> Result<Doorbell<B>, WaitError> {
         let q = usize::from(place.queue);
-        self.regs.write(RDBAL.at(q), place.iova as u32);
-        self.regs.write(RDBAH.at(q), (place.iova >> 32) as u32);
-        self.regs.write(RDLEN.at(q), place.len_bytes);
-        self.regs.write(RDH.at(q), 0);
-        self.regs.write(RDT.at(q), 0);
+        let tail = RX_RINGS.place(&self.regs, place);
         self.regs.write(RDTR.at(q), 0);
         // Descriptors are fetched eight at a time and written back at once.
         self.regs.write(RXDCTL.at(q), dctl::GRAN | 8 << 8 | 8);
-        Ok(self.regs.doorbell(RDT.at(q)))
+        Ok(tail)
     }
 
     fn tx_queue(&mut self, place: RingPlace) -> Result<Doorbell<B>, WaitError> {
         let q = usize::from(place.queue);
-        self.regs.write(TDBAL.at(q), place.iova as u32);
-        self.regs.write(TDBAH.at(q), (place.iova >> 32) as u32);
-        self.regs.write(TDLEN.at(q), place.len_bytes);
-        self.regs.write(TDH.at(q), 0);
-        self.regs.write(TDT.at(q), 0);
+        let tail = TX_RINGS.place(&self.regs, place);
         let count = if K::PCIE { dctl::COUNT } else { 0 };
         self.regs.write(TXDCTL.at(q), dctl::GRAN | count | 1 << 8 | 31);
-        Ok(self.regs.doorbell(TDT.at(q)))
+        Ok(tail)
     }
 
     fn filter(&mut self, program: &Program) {
-        for index in 0..RAL.len() {
-            let (low, high) = match program.exact.get(index).map(|mac| filters::halves(*mac)) {
-                Some((low, high)) => (low, high | RAH_AV),
-                None => (0, 0),
-            };
-            // Invalid while its halves don't belong together.
-            self.regs.write(RAH.at(index), 0);
-            self.regs.write(RAL.at(index), low);
-            self.regs.write(RAH.at(index), high);
-        }
+        ADDRESSES.write(&self.regs, program);
         self.rctl &= !(rctl::UPE | rctl::MPE);
         self.rctl |= if program.promiscuous { rctl::UPE } else { 0 };
         self.rctl |= if program.all_multicast { rctl::MPE } else { 0 };
@@ -341,8 +318,4 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
         self.regs = map(function)?;
         Ok(())
     }
-}
-
-fn is_valid(mac: MacAddr) -> bool {
-    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }

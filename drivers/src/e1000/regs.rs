@@ -234,6 +234,3 @@ pub mod extcnf {
     /// Software owns PHY and EEPROM.
     pub const SW_OWNS: u32 = 1 << 5;
 }
-
-/// [`RAH`]: the entry is valid.
-pub const RAH_AV: u32 = 1 << 31;

@@ -5,6 +5,7 @@
 //! indices, the device owns what lies between, and equal ones mean an empty ring, so one descriptor always stays unused.
 
 pub mod advanced;
+pub mod common;
 pub mod desc;
 #[cfg(any(test, feature = "models"))]
 pub mod model;

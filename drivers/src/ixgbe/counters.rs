@@ -1,10 +1,6 @@
 //! Statistics registers (82599 8.2.3.23): all clear when read; octets are pairs of 36 bits.
 
-use crate::nic::counters::{Kind, Row};
-
-const fn octets(name: &'static str, offset: usize) -> Row {
-    Row { name, offset, kind: Kind::ClearingPair { high: 4, bits: 36 } }
-}
+use crate::nic::counters::Row;
 
 /// All of them. `Q...` are of all queues together: RQSMR and TQSM send every queue to the first counter.
 pub const ROWS: &[Row] = &[
@@ -29,13 +25,13 @@ pub const ROWS: &[Row] = &[
     Row::clears("BPRC", 0x4078),
     Row::clears("MPRC", 0x407c),
     Row::clears("GPTC", 0x4080),
-    octets("GORC", 0x4088),
-    octets("GOTC", 0x4090),
+    Row::clears_pair("GORC", 0x4088, 36),
+    Row::clears_pair("GOTC", 0x4090, 36),
     Row::clears("RUC", 0x40a4),
     Row::clears("RFC", 0x40a8),
     Row::clears("ROC", 0x40ac),
     Row::clears("RJC", 0x40b0),
-    octets("TOR", 0x40c0),
+    Row::clears_pair("TOR", 0x40c0, 36),
     Row::clears("TPR", 0x40d0),
     Row::clears("TPT", 0x40d4),
     Row::clears("PTC64", 0x40d8),

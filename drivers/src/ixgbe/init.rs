@@ -7,10 +7,11 @@ use super::module::{self, Module};
 use super::regs::*;
 use super::{Kind, counters, regs};
 use crate::dma::DATA_ROOM;
+use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::nic::{Chip, Limits, RingPlace};
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
-use crate::nic::filters::{self, Program};
+use crate::nic::filters::Program;
 use crate::nic::regs::{Block, Doorbell};
 use crate::nic::wait::{GONE, WaitError};
 use crate::pci::{PciFunction, Registers};
@@ -50,6 +51,10 @@ pub struct Ixgbe<B> {
     n_queue_pairs: u16,
 }
 
+const ADDRESSES: Addresses = Addresses { low: RAL, high: RAH };
+const RX_RINGS: Rings = Rings { base_low: RDBAL, base_high: RDBAH, len: RDLEN, head: RDH, tail: RDT };
+const TX_RINGS: Rings = Rings { base_low: TDBAL, base_high: TDBAH, len: TDLEN, head: TDH, tail: TDT };
+
 /// Maps BAR 0.
 fn map<F: PciFunction>(function: &F) -> Result<Block<F::Bar>, PortError> {
     let short = || PortError::new(function.address(), "BAR 0 is too short for its registers", "");
@@ -76,13 +81,10 @@ impl<B: Registers> Ixgbe<B> {
             self.regs.change(RXDCTL.at(queue), dctl::ENABLE, dctl::SWFLSH);
         }
         self.regs.change(CTRL, 0, ctrl::GIO_DIS);
-        match self.regs.wait(STATUS, status::GIO, 0, MASTER_DEADLINE) {
-            Err(late @ WaitError::Late { .. }) => {
-                tracing::warn!(%late, "pending DMA is cut off by the reset");
-                Ok(())
-            }
-            done => done,
-        }
+        common::even_if_late(
+            self.regs.wait(STATUS, status::GIO, 0, MASTER_DEADLINE),
+            "pending DMA is cut off by the reset",
+        )
     }
 
     /// 82599 4.6.7: filters and tables.
@@ -106,9 +108,7 @@ impl<B: Registers> Ixgbe<B> {
 
     /// 82599 7.1.2.8: spreads flows over `n` queues.
     fn spread(&self, n: u16) {
-        /// Any even spread will do; this key also sends both directions of a flow to one queue.
-        const KEY: u32 = u32::from_le_bytes([0x6d, 0x5a, 0x6d, 0x5a]);
-        (0..RSSRK.len()).for_each(|i| self.regs.write(RSSRK.at(i), KEY));
+        (0..RSSRK.len()).for_each(|i| self.regs.write(RSSRK.at(i), common::RSS_KEY));
         for i in 0..RETA.len() {
             let queue = |entry: usize| (4 * i + entry) as u32 % u32::from(n.max(1));
             self.regs.write(RETA.at(i), queue(0) | queue(1) << 8 | queue(2) << 16 | queue(3) << 24);
@@ -225,10 +225,7 @@ impl<B: Registers> Chip for Ixgbe<B> {
 
     /// The reset has loaded the first receive address from the EEPROM.
     fn mac(&self) -> Option<MacAddr> {
-        let (low, high) = (self.regs.read(RAL.at(0)).to_le_bytes(), self.regs.read(RAH.at(0)));
-        let [e, f, ..] = high.to_le_bytes();
-        let mac = MacAddr([low[0], low[1], low[2], low[3], e, f]);
-        (high & RAH_AV != 0 && mac.0[0] & 1 == 0 && mac.0 != [0; 6]).then_some(mac)
+        ADDRESSES.loaded(&self.regs)
     }
 
     fn init(&mut self, n_queue_pairs: u16) -> Result<(), WaitError> {
@@ -245,11 +242,7 @@ impl<B: Registers> Chip for Ixgbe<B> {
 
     fn rx_queue(&mut self, place: RingPlace) -> Result<Doorbell<B>, WaitError> {
         let q = usize::from(place.queue);
-        self.regs.write(RDBAL.at(q), place.iova as u32);
-        self.regs.write(RDBAH.at(q), (place.iova >> 32) as u32);
-        self.regs.write(RDLEN.at(q), place.len_bytes);
-        self.regs.write(RDH.at(q), 0);
-        self.regs.write(RDT.at(q), 0);
+        let tail = RX_RINGS.place(&self.regs, place);
         // The done bit must not overtake the frame.
         self.regs.change(DCA_RXCTRL.at(q), dca::RX_RELAXED, 0);
         self.regs.write(RSCCTL.at(q), 0);
@@ -259,34 +252,21 @@ impl<B: Registers> Chip for Ixgbe<B> {
         self.regs.write(SRRCTL.at(q), format | drop_en);
         // One format, chosen and read back: the others lay descriptors out differently.
         self.regs.wait(SRRCTL.at(q), 7 << 25 | 0x1f, format, QUEUE_DEADLINE)?;
-        Ok(self.regs.doorbell(RDT.at(q)))
+        Ok(tail)
     }
 
     fn tx_queue(&mut self, place: RingPlace) -> Result<Doorbell<B>, WaitError> {
         let q = usize::from(place.queue);
-        self.regs.write(TDBAL.at(q), place.iova as u32);
-        self.regs.write(TDBAH.at(q), (place.iova >> 32) as u32);
-        self.regs.write(TDLEN.at(q), place.len_bytes);
-        self.regs.write(TDH.at(q), 0);
-        self.regs.write(TDT.at(q), 0);
+        let tail = TX_RINGS.place(&self.regs, place);
         self.regs.write(TDWBAL.at(q), 0);
         self.regs.change(DCA_TXCTRL.at(q), dca::TX_RELAXED, 0);
         // Descriptors are fetched 32 at a time; only those that ask are written back, which is one of a burst.
         self.regs.write(TXDCTL.at(q), 1 << 8 | 32);
-        Ok(self.regs.doorbell(TDT.at(q)))
+        Ok(tail)
     }
 
     fn filter(&mut self, program: &Program) {
-        for index in 0..RAL.len() {
-            let (low, high) = match program.exact.get(index).map(|mac| filters::halves(*mac)) {
-                Some((low, high)) => (low, high | RAH_AV),
-                None => (0, 0),
-            };
-            // Invalid while its halves don't belong together.
-            self.regs.write(RAH.at(index), 0);
-            self.regs.write(RAL.at(index), low);
-            self.regs.write(RAH.at(index), high);
-        }
+        ADDRESSES.write(&self.regs, program);
         let unicast = if program.promiscuous { fctrl::UPE } else { 0 };
         let multicast = if program.all_multicast { fctrl::MPE } else { 0 };
         self.regs.write(FCTRL, fctrl::BAM | unicast | multicast);

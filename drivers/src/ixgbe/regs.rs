@@ -327,8 +327,6 @@ pub mod eerd {
 
 /// [`EEC`]: the EEPROM has been loaded.
 pub const EEC_ARD: u32 = 1 << 9;
-/// [`RAH`]: the entry is valid.
-pub const RAH_AV: u32 = 1 << 31;
 /// [`RXCSUM`]: the descriptor has the hash instead of the raw sum; goes with several queues.
 pub const RXCSUM_PCSD: u32 = 1 << 13;
 /// [`SECRXCTRL`]: stop the receive path.

@@ -41,6 +41,11 @@ impl Row {
     pub const fn clears(name: &'static str, offset: usize) -> Row {
         Row { name, offset, kind: Kind::Clears }
     }
+
+    /// `bits` in two registers, the high one behind the low one, that clear when read.
+    pub const fn clears_pair(name: &'static str, offset: usize, bits: u32) -> Row {
+        Row { name, offset, kind: Kind::ClearingPair { high: 4, bits } }
+    }
 }
 
 /// The sums of a table of counters.
