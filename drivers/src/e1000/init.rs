@@ -8,6 +8,7 @@ use super::{counters, regs};
 use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::desc::RxFormat;
 use crate::intel::nic::{Chip, Limits, RingPlace};
+use crate::intel::phy;
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
 use crate::nic::filters::Program;
@@ -122,22 +123,6 @@ impl<K: Kind, B: Registers> E1000<K, B> {
         self.regs.change(EXTCNF_CTRL, extcnf::SW_OWNS, 0);
     }
 
-    fn phy(&self, command: u32) -> Result<u32, WaitError> {
-        self.regs.write(MDIC, mdic::PHY | command);
-        self.regs.wait(MDIC, mdic::READY, mdic::READY, PHY_DEADLINE)?;
-        Ok(self.regs.read(MDIC))
-    }
-
-    /// The kernel's driver switches the PHY off when it lets the card go.
-    fn wake_phy(&self) -> Result<(), WaitError> {
-        let control = self.phy(mdic::OP_READ | mdic::BMCR)?;
-        let off = control & (mdic::POWER_DOWN | mdic::ISOLATE) != 0 || control & mdic::AUTONEG == 0;
-        if off && control & mdic::ERROR == 0 {
-            self.phy(mdic::OP_WRITE | mdic::BMCR | mdic::AUTONEG | mdic::RESTART)?;
-        }
-        Ok(())
-    }
-
     fn eeprom_word(&self, word: u32) -> Option<u16> {
         let (done, shift) = K::EERD;
         self.regs.write(EERD, word << shift | 1);
@@ -225,7 +210,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
         self.regs.write(FCAH, 0);
         self.regs.write(FCT, 0);
         self.regs.write(FCTTV, 0);
-        self.wake_phy()?;
+        phy::wake(&self.regs, MDIC)?;
         (0..MTA.len()).for_each(|i| self.regs.write(MTA.at(i), 0));
         (0..VFTA.len()).for_each(|i| self.regs.write(VFTA.at(i), 0));
         let mut rxcsum = rxcsum::IPOFL | rxcsum::TUOFL;
@@ -266,7 +251,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
     }
 
     fn filter(&mut self, program: &Program) {
-        ADDRESSES.write(&self.regs, program);
+        ADDRESSES.write(&self.regs, &program.exact);
         self.rctl &= !(rctl::UPE | rctl::MPE);
         self.rctl |= if program.promiscuous { rctl::UPE } else { 0 };
         self.rctl |= if program.all_multicast { rctl::MPE } else { 0 };
@@ -289,19 +274,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
     }
 
     fn link(&mut self) -> Link {
-        let status = self.regs.read(STATUS);
-        if status == GONE {
-            return Link::Down { reason: "the device is gone".into() };
-        }
-        if status & status::LU == 0 {
-            return Link::Down { reason: "no carrier".into() };
-        }
-        let speed_mbps = match status >> status::SPEED_SHIFT & 3 {
-            0 => 10,
-            1 => 100,
-            _ => 1000,
-        };
-        Link::Up { speed_mbps }
+        common::gigabit_link(self.regs.read(STATUS))
     }
 
     fn acknowledge(&mut self) {

@@ -127,10 +127,6 @@ pub mod ctrl {
 
 /// Bits of [`STATUS`].
 pub mod status {
-    /// Link up.
-    pub const LU: u32 = 1 << 1;
-    /// Speed: 0 for 10, 1 for 100, 2 and 3 for 1000 Mbit/s.
-    pub const SPEED_SHIFT: u32 = 6;
     /// DMA is not disabled yet.
     pub const MASTER_ENABLE: u32 = 1 << 19;
 }
@@ -139,30 +135,6 @@ pub mod status {
 pub mod eecd {
     /// The EEPROM has been read after a reset (82574).
     pub const ARD: u32 = 1 << 9;
-}
-
-/// Bits of [`MDIC`], and of the PHY register behind it.
-pub mod mdic {
-    /// The PHY's address on both chips.
-    pub const PHY: u32 = 1 << 21;
-    /// Write.
-    pub const OP_WRITE: u32 = 1 << 26;
-    /// Read.
-    pub const OP_READ: u32 = 2 << 26;
-    /// Done.
-    pub const READY: u32 = 1 << 28;
-    /// Nobody answered.
-    pub const ERROR: u32 = 1 << 30;
-    /// Control register (IEEE 802.3 22.2.4.1).
-    pub const BMCR: u32 = 0 << 16;
-    /// BMCR: switched off.
-    pub const POWER_DOWN: u32 = 1 << 11;
-    /// BMCR: cut off from the MAC.
-    pub const ISOLATE: u32 = 1 << 10;
-    /// BMCR: auto-negotiation.
-    pub const AUTONEG: u32 = 1 << 12;
-    /// BMCR: negotiate anew.
-    pub const RESTART: u32 = 1 << 9;
 }
 
 /// Interrupt causes.

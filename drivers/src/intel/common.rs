@@ -3,10 +3,11 @@
 
 use super::nic::RingPlace;
 use crate::mac::MacAddr;
-use crate::nic::filters::{self, Program};
+use crate::nic::filters;
 use crate::nic::regs::{Array, Block, Doorbell, Rw};
-use crate::nic::wait::WaitError;
+use crate::nic::wait::{GONE, WaitError};
 use crate::pci::Registers;
+use crate::port::Link;
 
 /// In the high half of a receive address: the entry is valid (82574 10.2.5.18, 82599 8.2.3.7.9).
 pub const RAH_AV: u32 = 1 << 31;
@@ -31,10 +32,10 @@ impl Addresses {
         (high & RAH_AV != 0 && is_valid(mac)).then_some(mac)
     }
 
-    /// Writes all of them: those of `program`, then invalid ones.
-    pub fn write<B: Registers>(&self, regs: &Block<B>, program: &Program) {
+    /// Writes all of them: those of `exact`, then invalid ones.
+    pub fn write<B: Registers>(&self, regs: &Block<B>, exact: &[MacAddr]) {
         for index in 0..self.low.len() {
-            let (low, high) = match program.exact.get(index).map(|mac| filters::halves(*mac)) {
+            let (low, high) = match exact.get(index).map(|mac| filters::halves(*mac)) {
                 Some((low, high)) => (low, high | RAH_AV),
                 None => (0, 0),
             };
@@ -76,6 +77,23 @@ impl Rings {
         regs.write(self.tail.at(queue), 0);
         regs.doorbell(self.tail.at(queue))
     }
+}
+
+/// The link as the STATUS register tells it on all gigabit cards: link up in bit 1, speed in bits 6 and 7.
+pub fn gigabit_link(status: u32) -> Link {
+    const LU: u32 = 1 << 1;
+    if status == GONE {
+        return Link::Down { reason: "the device is gone".into() };
+    }
+    if status & LU == 0 {
+        return Link::Down { reason: "no carrier".into() };
+    }
+    let speed_mbps = match status >> 6 & 3 {
+        0 => 10,
+        1 => 100,
+        _ => 1000,
+    };
+    Link::Up { speed_mbps }
 }
 
 /// Goes on, with a line in the log, when a wait that a reset makes up for is late. A card that is gone stays an error.

@@ -10,7 +10,11 @@ pub mod desc;
 #[cfg(any(test, feature = "models"))]
 pub mod model;
 pub mod nic;
+pub mod phy;
 pub mod rx;
+pub mod semaphore;
+#[cfg(test)]
+pub(crate) mod trials;
 pub mod tx;
 
 use crate::dma::PacketBuf;

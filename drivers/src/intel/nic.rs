@@ -179,6 +179,11 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         self.running.as_ref().and_then(|shared| shared.fault())
     }
 
+    /// What it can do.
+    pub fn limits(&self) -> Limits {
+        self.chip.limits()
+    }
+
     fn error(&self, what: impl Into<String>, remedy: &str) -> PortError {
         PortError::new(self.function.address(), what, remedy)
     }

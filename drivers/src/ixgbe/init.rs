@@ -141,7 +141,7 @@ impl<B: Registers> Ixgbe<B> {
             self.regs.change(ESDP, esdp::SDP3, 0);
             mode = mode & !autoc::LMS | autoc::LMS_10G_SERIAL;
         }
-        let held = module::hold(&self.regs, sync::MAC_CSR)?;
+        let held = SEMAPHORE.hold(&self.regs, sync::MAC_CSR)?;
         self.regs.write(AUTOC, (mode ^ autoc::LMS_FLIP) | autoc::RESTART);
         let left = |regs: &Block<B>| regs.read(ANLP1) & autoc::AN_STATE != 0;
         let end = std::time::Instant::now() + NEGOTIATION_DEADLINE;
@@ -266,7 +266,7 @@ impl<B: Registers> Chip for Ixgbe<B> {
     }
 
     fn filter(&mut self, program: &Program) {
-        ADDRESSES.write(&self.regs, program);
+        ADDRESSES.write(&self.regs, &program.exact);
         let unicast = if program.promiscuous { fctrl::UPE } else { 0 };
         let multicast = if program.all_multicast { fctrl::MPE } else { 0 };
         self.regs.write(FCTRL, fctrl::BAM | unicast | multicast);

@@ -1,14 +1,13 @@
 //! What is plugged into an SFP+ cage: identified over its two-wire bus, and the analog side set up for it out of the
 //! EEPROM (82599 3.7.2, 6.3.12; SFF-8472). Control thread only: bits on the bus are timed by sleeping.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::regs::*;
 use crate::nic::regs::Block;
 use crate::nic::wait::WaitError;
 use crate::pci::Registers;
 
-const LOCK_DEADLINE: Duration = Duration::from_millis(200);
 const EEPROM_DEADLINE: Duration = Duration::from_millis(100);
 /// Half a period of the bus at 100 kHz.
 const HALF_BIT: Duration = Duration::from_micros(5);
@@ -57,59 +56,6 @@ impl Module {
             Module::Copper => Some(3 + port),
             Module::Optical => Some(5 + port),
             _ => None,
-        }
-    }
-}
-
-/// Holds a part that firmware and drivers share (4.6.11.1) until dropped.
-pub struct Held<'a, B: Registers> {
-    regs: &'a Block<B>,
-    part: u32,
-}
-
-/// The semaphore over `SW_FW_SYNC` itself.
-fn with_semaphore<B: Registers, T>(regs: &Block<B>, then: impl FnOnce() -> T) -> Result<T, WaitError> {
-    let release = || regs.write(SWSM, 0);
-    let taken = regs.wait(SWSM, swsm::SMBI, 0, LOCK_DEADLINE).and_then(|()| {
-        regs.write(SWSM, swsm::SMBI | swsm::SWESMBI);
-        regs.wait(SWSM, swsm::SWESMBI, swsm::SWESMBI, LOCK_DEADLINE)
-    });
-    let result = taken.map(|()| then());
-    release();
-    result
-}
-
-/// Takes a shared part.
-pub fn hold<B: Registers>(regs: &Block<B>, part: u32) -> Result<Held<'_, B>, WaitError> {
-    let mask = part | part << sync::FIRMWARE_SHIFT;
-    let end = Instant::now() + LOCK_DEADLINE;
-    loop {
-        let read = with_semaphore(regs, || {
-            let read = regs.read(SW_FW_SYNC);
-            if read & mask == 0 {
-                regs.write(SW_FW_SYNC, read | part);
-            }
-            read
-        })?;
-        if read & mask == 0 {
-            return Ok(Held { regs, part });
-        }
-        if Instant::now() >= end {
-            let register = SW_FW_SYNC.name;
-            return Err(WaitError::Late { register, mask, wanted: 0, read, deadline: LOCK_DEADLINE });
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-impl<B: Registers> Drop for Held<'_, B> {
-    fn drop(&mut self) {
-        let released = with_semaphore(self.regs, || {
-            let now = self.regs.read(SW_FW_SYNC);
-            self.regs.write(SW_FW_SYNC, now & !self.part);
-        });
-        if let Err(error) = released {
-            tracing::warn!(%error, "a part shared with firmware can't be given back");
         }
     }
 }
@@ -172,7 +118,7 @@ impl<B: Registers> Bus<'_, B> {
 /// Looks into the cage of a port.
 pub fn identify<B: Registers>(regs: &Block<B>) -> Result<Module, WaitError> {
     let port = usize::from(regs.read(STATUS) & status::LAN_ID != 0);
-    let _held = hold(regs, sync::PHY[port])?;
+    let _held = SEMAPHORE.hold(regs, sync::PHY[port])?;
     let bus = Bus(regs);
     // A module that has just been plugged in may not answer the first time.
     let Some(identifier) = bus.read(IDENTIFIER).or_else(|| bus.read(IDENTIFIER)) else {
@@ -223,7 +169,7 @@ fn apply<B: Registers>(regs: &Block<B>, list: u32) -> Result<bool, WaitError> {
     if list == 0 || list == 0xffff {
         return Ok(false);
     }
-    let _held = hold(regs, sync::MAC_CSR)?;
+    let _held = SEMAPHORE.hold(regs, sync::MAC_CSR)?;
     for at in 1..=LIST_MAX {
         match eeprom(regs, list + at)? {
             0xffff => break,

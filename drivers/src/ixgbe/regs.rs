@@ -1,6 +1,7 @@
 //! Registers of the 82599 (datasheet 331520, chapter 8), which the X540 and X550 have at the same places. Only those the
 //! driver uses.
 
+use crate::intel::semaphore::Semaphore;
 use crate::nic::regs::{Rc, Ro, Rw, Wo, registers};
 
 /// Bytes of BAR 0.
@@ -299,22 +300,15 @@ pub mod mrqc {
     pub const FIELDS: u32 = 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21;
 }
 
-/// Bits of [`SWSM`].
-pub mod swsm {
-    /// Held between drivers; a read that finds it clear takes it.
-    pub const SMBI: u32 = 1;
-    /// Held between driver and firmware.
-    pub const SWESMBI: u32 = 1 << 1;
-}
+/// What is shared with firmware.
+pub static SEMAPHORE: Semaphore = Semaphore { swsm: SWSM, holders: SW_FW_SYNC, firmware_shift: 5 };
 
-/// Bits of [`SW_FW_SYNC`]: software's; firmware's are five bits higher.
+/// Bits of [`SW_FW_SYNC`]: software's.
 pub mod sync {
     /// PHY, and the wires to the module, of port 0 and 1.
     pub const PHY: [u32; 2] = [1 << 1, 1 << 2];
     /// MAC registers shared with firmware.
     pub const MAC_CSR: u32 = 1 << 3;
-    /// Distance to firmware's bits.
-    pub const FIRMWARE_SHIFT: u32 = 5;
 }
 
 /// [`EERD`]: start, done.

@@ -9,7 +9,8 @@ mod tx;
 
 use std::sync::Arc;
 
-use crate::intel::model::Ring;
+use crate::intel::model::stats::{self, Stats};
+use crate::intel::model::{self as parts, Phy, Ring};
 use crate::mac::MacAddr;
 use crate::nic::model::{Card, DeviceMemory, Fault, Model};
 
@@ -41,7 +42,8 @@ pub struct E1000Model {
     contexts: [[u64; 2]; 2],
     gathered: [Vec<u8>; 2],
     eeprom: [u16; 64],
-    phy_control: u16,
+    phy: Phy,
+    stats: Stats,
     cable: bool,
     causes: u32,
     mask: u32,
@@ -67,7 +69,8 @@ impl E1000Model {
             contexts: Default::default(),
             gathered: Default::default(),
             eeprom,
-            phy_control: 0x1000,
+            phy: Phy::default(),
+            stats: Stats::default(),
             cable: true,
             causes: 0,
             mask: 0,
@@ -82,29 +85,10 @@ impl E1000Model {
         self.regs[offset / 4]
     }
 
-    fn count(&mut self, offset: usize, n: u32) {
-        self.regs[offset / 4] = self.regs[offset / 4].wrapping_add(n);
-    }
-
-    fn count_pair(&mut self, offset: usize, n: u32) {
-        let (low, carry) = self.regs[offset / 4].overflowing_add(n);
-        self.regs[offset / 4] = low;
-        self.count(offset + 4, u32::from(carry));
-    }
-
-    /// Counts a frame of `len` bytes with FCS in the registers of one direction.
-    fn count_frame(&mut self, len: usize, sizes: usize, [good, good_octets, octets, packets]: [usize; 4]) {
-        let class = [65, 128, 256, 512, 1024, usize::MAX].iter().position(|end| len < *end).unwrap_or(5);
-        self.count(sizes + 4 * class, 1);
-        self.count(good, 1);
-        self.count(packets, 1);
-        self.count_pair(good_octets, len as u32);
-        self.count_pair(octets, len as u32);
-    }
-
     /// 8254x 13.4.1: everything to its default; the EEPROM's address into the first receive address.
     fn reset(&mut self) {
         self.regs.fill(0);
+        self.stats = Stats::default();
         self.rx = Default::default();
         self.tx = Default::default();
         self.gathered = Default::default();
@@ -124,7 +108,7 @@ impl E1000Model {
 
     /// The kernel's driver was here and switched the PHY off.
     pub fn power_phy_down(&mut self) {
-        self.phy_control |= 1 << 11;
+        self.phy.power_down();
     }
 
     /// The cable is plugged or pulled.
@@ -144,12 +128,17 @@ impl E1000Model {
     }
 
     fn link_is_up(&self) -> bool {
-        self.cable && self.reg(0) & CTRL_SLU != 0 && self.phy_control & (1 << 11) == 0
+        self.cable && self.reg(0) & CTRL_SLU != 0 && self.phy.is_on()
     }
 
     /// Interrupts the driver asked for.
     pub fn mask(&self) -> u32 {
         self.mask
+    }
+
+    /// All of them are on.
+    pub fn unmask(&mut self) {
+        self.mask = u32::MAX;
     }
 
     /// The receiver or the transmitter is on.
@@ -164,23 +153,16 @@ impl E1000Model {
 
     /// A statistics register starts from here.
     pub fn preset(&mut self, offset: usize, value: u32) {
-        self.regs[offset / 4] = value;
+        self.stats.preset(offset, value);
     }
 
     /// The frame hash of 82574 7.1.11 over IPv4 addresses, and the queue that follows from it.
     fn queue_of(&self, frame: &[u8]) -> usize {
-        let one_queue = self.chip == Chip::I82545 || self.reg(0x5818) & 3 != 1;
-        if one_queue || frame.len() < 34 || frame[12..14] != [8, 0] {
+        if self.chip == Chip::I82545 || self.reg(0x5818) & 3 != 1 {
             return 0;
         }
-        let key: Vec<u8> = (0..10).flat_map(|i| self.reg(0x5c80 + 4 * i).to_le_bytes()).collect();
-        let bit = |n: usize| key[n / 8] >> (7 - n % 8) & 1;
-        let window = |at: usize| (at..at + 32).fold(0u32, |w, n| w << 1 | u32::from(bit(n)));
-        let mut hash = 0;
-        for (index, byte) in frame[26..34].iter().enumerate() {
-            (0..8).filter(|n| byte >> (7 - n) & 1 == 1).for_each(|n| hash ^= window(8 * index + n));
-        }
-        let entry = (hash & 0x7f) as usize;
+        let key = (0..10).map(|i| self.reg(0x5c80 + 4 * i));
+        let entry = parts::hash(frame, key).map_or(0, |hash| (hash & 0x7f) as usize);
         (self.reg(0x5c00 + entry / 4 * 4) >> (8 * (entry % 4) + 7) & 1) as usize
     }
 
@@ -191,16 +173,6 @@ impl E1000Model {
             0x3800 => Some((&mut self.tx[queue], offset & 0xff)),
             _ => None,
         }
-    }
-
-    fn phy(&mut self, command: u32) -> u32 {
-        let control = command >> 16 & 0x1f == 0;
-        match command >> 26 & 3 {
-            1 if control => self.phy_control = command as u16 & !(1 << 9),
-            2 if control => return command & !0xffff | u32::from(self.phy_control) | 1 << 28,
-            _ => {}
-        }
-        command | 1 << 28
     }
 }
 
@@ -239,13 +211,7 @@ impl Model for E1000Model {
             0x10 => 1 << 9 | 1 << 8,
             0xc0 => std::mem::take(&mut self.causes),
             0xd0 => self.mask,
-            // Octets: the high half clears both.
-            0x4088 | 0x4090 | 0x40c0 | 0x40c8 => self.reg(offset),
-            0x408c | 0x4094 | 0x40c4 | 0x40cc => {
-                self.regs[offset / 4 - 1] = 0;
-                std::mem::take(&mut self.regs[offset / 4])
-            }
-            0x4000..0x4100 => std::mem::take(&mut self.regs[offset / 4]),
+            _ if stats::RANGE.contains(&offset) => self.stats.read(offset),
             _ => self.reg(offset),
         }
     }
@@ -270,12 +236,13 @@ impl Model for E1000Model {
                 let word = self.eeprom.get((value as u16 >> shift) as usize).copied().unwrap_or(u16::MAX);
                 self.regs[offset / 4] = u32::from(word) << 16 | value & 0xfffc | done;
             }
-            0x20 => self.regs[offset / 4] = self.phy(value),
+            0x20 => self.regs[offset / 4] = self.phy.access(value),
             0xc0 => self.causes &= !value,
             0xc8 => self.raise(value),
             0xd0 => self.mask |= value,
             0xd8 => self.mask &= !value,
-            0x08 | 0x10 | 0x4000..0x4100 => {}
+            0x08 | 0x10 => {}
+            _ if stats::RANGE.contains(&offset) => {}
             0x5008 if self.stuck_format => {}
             _ => self.regs[offset / 4] = value,
         }

@@ -1,7 +1,7 @@
 //! The receiver: filters, queues, legacy and extended descriptors (8254x 3.2, 82574 7.1).
 
 use super::{Chip, E1000Model};
-use crate::intel::model::internet_checksum;
+use crate::intel::model::{self as parts, Checks};
 use crate::nic::model::Fault;
 
 const BUFFER_BYTES: usize = 2048;
@@ -32,32 +32,15 @@ impl E1000Model {
                 self.card.wire.to_nic.push_front(frame);
                 return;
             }
-            self.count_frame(frame.len() + 4, 0x405c, [0x4074, 0x4088, 0x40c0, 0x40d0]);
-            match frame[..6] {
-                [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => self.count(0x4078, 1),
-                [first, ..] if first & 1 == 1 => self.count(0x407c, 1),
-                _ => {}
-            }
+            self.stats.received(&frame);
             self.deliver(queue, &frame);
         }
     }
 
-    /// 82574 7.1.2: unicast exact or promiscuous, multicast promiscuous, broadcast.
+    /// 82574 7.1.2.
     fn admits(&self, frame: &[u8]) -> bool {
-        let rctl = self.reg(0x100);
-        if frame.len() < 14 || (frame.len() > 1518 && rctl & 1 << 5 == 0) {
-            return false;
-        }
-        match frame[..6] {
-            [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => rctl & 1 << 15 != 0,
-            [first, ..] if first & 1 == 1 => rctl & 1 << 4 != 0,
-            _ if rctl & 1 << 3 != 0 => true,
-            _ => (0..16).any(|n| {
-                let (low, high) = (self.reg(0x5400 + 8 * n), self.reg(0x5404 + 8 * n));
-                let address = [low.to_le_bytes(), high.to_le_bytes()].concat();
-                high >> 31 == 1 && address[..6] == frame[..6]
-            }),
-        }
+        let addresses = (0..16).map(|n| (self.reg(0x5400 + 8 * n), self.reg(0x5404 + 8 * n)));
+        parts::admits(frame, self.reg(0x100), addresses)
     }
 
     fn deliver(&mut self, queue: usize, frame: &[u8]) {
@@ -104,20 +87,12 @@ impl E1000Model {
 
     /// Status and error bits for what RXCSUM asks to be checked.
     fn checksums(&self, frame: &[u8]) -> (u64, u64) {
-        let rxcsum = self.reg(0x5000);
-        if frame.len() < 34 || frame[12..15] != [8, 0, 0x45] || rxcsum & 1 << 8 == 0 {
-            return (0, 0);
-        }
-        let total = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
-        let mut errors = if internet_checksum(&frame[14..34]) == 0 { 0 } else { IPE };
-        let (protocol, Some(segment)) = (frame[23], frame.get(34..14 + total)) else { return (IPCS, errors) };
-        if rxcsum & 1 << 9 == 0 || !matches!(protocol, 6 | 17) || frame[20] & 0x3f != 0 || frame[21] != 0 {
-            return (IPCS, errors);
-        }
-        let pseudo =
-            [&frame[26..34], &[0, protocol], &(segment.len() as u16).to_be_bytes(), segment].concat();
-        errors |= if internet_checksum(&pseudo) == 0 { 0 } else { TCPE };
+        let Checks { ip, l4 } = parts::checks(frame, self.reg(0x5000));
+        let Some(ip_right) = ip else { return (0, 0) };
+        let ip_error = if ip_right { 0 } else { IPE };
+        let Some((protocol, l4_right)) = l4 else { return (IPCS, ip_error) };
         let udp_only = protocol == 17 && self.chip == Chip::I82574;
-        (IPCS | if udp_only { UDPCS } else { TCPCS }, errors)
+        let l4_error = if l4_right { 0 } else { TCPE };
+        (IPCS | if udp_only { UDPCS } else { TCPCS }, ip_error | l4_error)
     }
 }

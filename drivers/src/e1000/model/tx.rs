@@ -49,7 +49,7 @@ impl E1000Model {
         if self.reg(0x400) & 8 != 0 && frame.len() < 60 {
             frame.resize(60, 0);
         }
-        self.count_frame(frame.len() + 4, 0x40d8, [0x4080, 0x4090, 0x40c8, 0x40d4]);
+        self.stats.sent(&frame);
         self.card.wire.from_nic.push(frame);
     }
 }

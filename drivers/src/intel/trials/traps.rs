@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::nic::fault::Fault as NicFault;
 
-#[test]
-fn trap_01_frame_is_whole_once_its_done_bit_is_seen() {
-    let mut bench = B82574::new();
+pub fn trap_01_frame_is_whole_once_its_done_bit_is_seen<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     let running = bench.model.run();
     let end = Instant::now() + Duration::from_secs(60);
     let (mut injected, mut seen) = (0, 0);
@@ -26,9 +25,8 @@ fn trap_01_frame_is_whole_once_its_done_bit_is_seen() {
     bench.finish();
 }
 
-#[test]
-fn trap_01_descriptor_that_is_written_late_costs_its_frame_only() {
-    let mut bench = B82574::new();
+pub fn trap_01_descriptor_that_is_written_late_costs_its_frame_only<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     assert!(bench.receive_with(Fault::LateWriteBack).is_empty());
     assert_eq!(bench.rx_drops(DropReason::DeviceGarbage), 1);
     bench.restart();
@@ -36,9 +34,9 @@ fn trap_01_descriptor_that_is_written_late_costs_its_frame_only() {
     bench.finish();
 }
 
-fn garbage_lengths<K: Kind>() {
+pub fn trap_02_length_zero_or_beyond_the_buffer_drops_the_frame_only<S: Subject>() {
     for len in [0, 2049, 0x4000, u16::MAX] {
-        let mut bench = Bench::<K>::new();
+        let mut bench = Bench::<S>::new();
         assert!(bench.receive_with(Fault::GarbageLength(len)).is_empty(), "{len}");
         assert_eq!(bench.rx_drops(DropReason::DeviceGarbage), 1);
         bench.works();
@@ -46,14 +44,8 @@ fn garbage_lengths<K: Kind>() {
     }
 }
 
-#[test]
-fn trap_02_length_zero_or_beyond_the_buffer_drops_the_frame_only() {
-    both(garbage_lengths::<K8254x>, garbage_lengths::<K82574>);
-}
-
-#[test]
-fn trap_02_frame_that_never_ends_stops_the_port_and_a_restart_heals_it() {
-    let mut bench = B82574::new();
+pub fn trap_02_frame_that_never_ends_stops_the_port_and_a_restart_heals_it<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     // Pieces that fill their buffers, and pieces that don't.
     for len in [8192, 9014] {
         bench.model.set_fault(Some(Fault::MissingEnd));
@@ -69,18 +61,16 @@ fn trap_02_frame_that_never_ends_stops_the_port_and_a_restart_heals_it() {
     bench.finish();
 }
 
-#[test]
-fn damaged_frame_is_dropped_and_counted() {
-    let mut bench = B82574::new();
+pub fn damaged_frame_is_dropped_and_counted<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     assert!(bench.receive_with(Fault::Damaged).is_empty());
     assert_eq!(bench.rx_drops(DropReason::DeviceError), 1);
     bench.works();
     bench.finish();
 }
 
-#[test]
-fn trap_03_descriptor_completed_out_of_turn_is_not_read_and_stops_the_port() {
-    let mut bench = B82574::new();
+pub fn trap_03_descriptor_completed_out_of_turn_is_not_read_and_stops_the_port<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     bench.model.set_fault(Some(Fault::IndexJump(1)));
     bench.model.inject(&frame(0, 64));
     let mut frames = bench.receive(1);
@@ -96,9 +86,8 @@ fn trap_03_descriptor_completed_out_of_turn_is_not_read_and_stops_the_port() {
     bench.finish();
 }
 
-#[test]
-fn trap_04_hung_transmitter_is_noticed_counted_and_restarted() {
-    let mut bench = B82574::unstarted();
+pub fn trap_04_hung_transmitter_is_noticed_counted_and_restarted<S: Subject>() {
+    let mut bench = Bench::<S>::unstarted();
     bench.nic.set_tx_limit(Duration::from_millis(2));
     bench.start();
     bench.model.set_fault(Some(Fault::Hang));
@@ -124,9 +113,8 @@ fn trap_04_hung_transmitter_is_noticed_counted_and_restarted() {
     bench.finish();
 }
 
-#[test]
-fn trap_05_pulled_device_is_gone_and_gives_its_buffers_back() {
-    let mut bench = B82574::new();
+pub fn trap_05_pulled_device_is_gone_and_gives_its_buffers_back<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     bench.send(8, 64);
     bench.model.set_fault(Some(Fault::Gone));
     assert!(matches!(bench.nic.health(), Health::Gone(_)));
@@ -148,13 +136,15 @@ impl<D: Device> Looks for D {
     }
 }
 
-#[test]
-fn trap_06_counters_that_clear_on_read_sum_to_64_bits() {
-    let mut bench = B82574::new();
+pub fn trap_06_counters_that_clear_on_read_sum_to_64_bits<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     bench.send(10, 100);
-    assert_eq!((bench.counter("GPTC"), bench.counter("GOTC"), bench.counter("PTC127")), (10, 1040, 10));
-    bench.model.lock().preset(0x4090, u32::MAX - 10);
-    bench.model.lock().preset(0x4094, 7);
+    assert_eq!(
+        (bench.counter("GPTC"), bench.counter("GOTC"), bench.counter("PTC127")),
+        (10, 1000 + 10 * S::COUNTED_FCS, 10)
+    );
+    S::preset(&mut bench.model.lock(), 0x4090, u32::MAX - 10);
+    S::preset(&mut bench.model.lock(), 0x4094, 7);
     bench.send(1, 100);
     let carried = (8u64 << 32) - 11 + 104 + 1040;
     assert_eq!((bench.counter("GPTC"), bench.counter("GOTC")), (11, carried));
@@ -167,9 +157,8 @@ fn trap_06_counters_that_clear_on_read_sum_to_64_bits() {
     bench.finish();
 }
 
-#[test]
-fn trap_07_device_whose_memory_decoding_went_off_is_started_anew() {
-    let mut bench = B82574::new();
+pub fn trap_07_device_whose_memory_decoding_went_off_is_started_anew<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     bench.model.set_fault(Some(Fault::Deaf));
     assert!(bench.reason().contains("memory decoding"));
     bench.restart();
@@ -177,24 +166,26 @@ fn trap_07_device_whose_memory_decoding_went_off_is_started_anew() {
     bench.finish();
 }
 
-#[test]
-fn trap_08_stopped_device_does_no_dma() {
-    let mut bench = B82574::new();
-    assert_eq!((bench.model.bus_master(), bench.model.lock().is_enabled()), (true, [true; 2]));
+pub fn trap_08_stopped_device_does_no_dma<S: Subject>() {
+    let mut bench = Bench::<S>::new();
+    assert_eq!((bench.model.bus_master(), S::is_enabled(&bench.model.lock())), (true, [true; 2]));
     bench.stop();
-    assert_eq!((bench.model.bus_master(), bench.model.lock().is_enabled()), (false, [false; 2]));
+    assert_eq!((bench.model.bus_master(), S::is_enabled(&bench.model.lock())), (false, [false; 2]));
     bench.start();
     let Bench { nic, model, pool, cache, queues, .. } = bench;
     drop(nic);
-    assert_eq!((model.bus_master(), model.lock().is_enabled()), (false, [false; 2]), "dropped while started");
+    assert_eq!(
+        (model.bus_master(), S::is_enabled(&model.lock())),
+        (false, [false; 2]),
+        "dropped while started"
+    );
     drop((queues, cache));
     assert_eq!(pool.counts().out, 0);
 }
 
-#[test]
-fn trap_10_all_descriptors_but_one_are_used_and_full_rings_leave_frames_with_the_caller() {
-    let mut bench = B82574::new();
-    assert_eq!(bench.model.lock().available(false, 0), 511);
+pub fn trap_10_all_descriptors_but_one_are_used_and_full_rings_leave_frames_with_the_caller<S: Subject>() {
+    let mut bench = Bench::<S>::new();
+    assert_eq!(S::available(&bench.model.lock(), false), 511);
     let mut burst = Burst::new();
     let mut sent = 0;
     for _ in 0..20 {
@@ -204,53 +195,48 @@ fn trap_10_all_descriptors_but_one_are_used_and_full_rings_leave_frames_with_the
         }
         sent += bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst);
     }
-    assert_eq!((sent, bench.model.lock().available(true, 0)), (511, 511));
+    assert_eq!((sent, S::available(&bench.model.lock(), true)), (511, 511));
     bench.model.step();
     let left = burst.len();
     assert_eq!(bench.queues.tx[0].tx_burst(&mut bench.cache, &mut burst), left);
     bench.finish();
 }
 
-#[test]
-fn trap_11_descriptor_format_that_does_not_take_is_an_error_that_names_the_register() {
-    let mut bench = B82574::unstarted();
-    bench.model.lock().stuck_format = true;
+pub fn trap_11_descriptor_format_that_does_not_take_is_an_error_that_names_the_register<S: Subject>() {
+    let mut bench = Bench::<S>::unstarted();
+    S::stick_format(&mut bench.model.lock(), true);
     let error = bench.nic.start(&bench.pool, 1).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("RFCTL & 0x00008000") && error.contains("it reads 0x00000000"), "{error}");
-    bench.model.lock().stuck_format = false;
+    assert!(error.contains(S::FORMAT) && error.contains("it reads 0x00000000"), "{error}");
+    S::stick_format(&mut bench.model.lock(), false);
     bench.start();
     bench.works();
     bench.finish();
 }
 
-#[test]
-fn trap_12_card_without_a_valid_address_gets_a_random_one() {
+pub fn trap_12_card_without_a_valid_address_gets_a_random_one<S: Subject>() {
     for bad in [MacAddr([0; 6]), MacAddr([0xff; 6])] {
         let space = DmaSpace::new();
-        let (function, _model) =
-            crate::nic::model::new(&space, |memory| E1000Model::new(memory, Chip::I82574, bad));
-        let mut nic = open::<_, K82574>(function, &space).unwrap();
+        let (function, _model) = crate::nic::model::new(&space, |memory| S::model(memory, bad));
+        let mut nic = S::open(function, &space).unwrap();
         let mac = nic.mac().unwrap();
         assert_eq!(mac.0[0] & 3, 2, "locally administered, unicast: {mac}");
         assert!(nic.device_counters().contains(&("invalid_mac", 1)));
     }
 }
 
-#[test]
-fn trap_13_all_interrupts_are_masked_before_vectors_are_enabled() {
-    let bench = B82574::unstarted();
-    bench.model.lock().write(0xd0, u32::MAX);
-    let masked_at_open = bench.model.writes_to(IMC);
-    assert!(masked_at_open >= 2, "before and after the reset");
-    let mut bench = bench;
+pub fn trap_13_all_interrupts_are_masked_before_vectors_are_enabled<S: Subject>() {
+    let mut bench = Bench::<S>::unstarted();
+    for register in S::MASKS {
+        assert!(bench.model.writes_to(*register) >= 2, "before and after the reset");
+    }
+    S::unmask(&mut bench.model.lock());
     bench.start();
-    assert_eq!(bench.model.lock().mask(), LSC | OTHER, "only the link's");
+    assert_eq!(S::masks(&bench.model.lock()), S::LINK_MASKS, "only the link's");
     bench.finish();
 }
 
-#[test]
-fn reset_that_never_ends_names_register_mask_and_last_value() {
-    let mut bench = B82574::new();
+pub fn reset_that_never_ends_names_register_mask_and_last_value<S: Subject>() {
+    let mut bench = Bench::<S>::new();
     bench.model.set_fault(Some(Fault::NeverResets));
     bench.stop();
     assert!(!bench.model.bus_master(), "what does not reset loses its bus");
@@ -262,12 +248,9 @@ fn reset_that_never_ends_names_register_mask_and_last_value() {
     bench.finish();
 }
 
-#[test]
-fn card_is_opened_by_its_id() {
-    for (chip, driver) in [(Chip::I82574, "e1000e"), (Chip::I82545, "e1000")] {
-        let space = DmaSpace::new();
-        let (function, _model) = crate::nic::model::new(&space, |memory| E1000Model::new(memory, chip, MAC));
-        let nic = crate::nic::open(function, &space).unwrap();
-        assert_eq!((nic.info().driver, nic.mac()), (driver, Some(MAC)));
-    }
+pub fn card_is_opened_by_its_id<S: Subject>() {
+    let space = DmaSpace::new();
+    let (function, _model) = crate::nic::model::new(&space, |memory| S::model(memory, MAC));
+    let nic = crate::nic::open(function, &space).unwrap();
+    assert_eq!((nic.info().driver, nic.mac()), (S::DRIVER, Some(MAC)));
 }
