@@ -39,6 +39,7 @@ const FAMILIES: &[Family] = &[
         counts: None,
     },
     Family { driver: "e1000e", device: "e1000e", checks: true, counts: Some(["GPRC", "GPTC"]) },
+    Family { driver: "igb", device: "igb", checks: true, counts: Some(["GPRC", "GPTC"]) },
     Family { driver: "e1000", device: "e1000-82545em", checks: false, counts: Some(["GPRC", "GPTC"]) },
 ];
 

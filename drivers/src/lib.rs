@@ -8,6 +8,7 @@ pub mod burst;
 pub mod dma;
 pub mod e1000;
 pub mod fault;
+pub mod igb;
 pub mod intel;
 pub mod ixgbe;
 pub mod mac;

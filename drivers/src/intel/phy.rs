@@ -33,8 +33,10 @@ fn access<B: Registers>(regs: &Block<B>, mdic: Reg<u32, Rw>, command: u32) -> Re
 pub fn wake<B: Registers>(regs: &Block<B>, mdic: Reg<u32, Rw>) -> Result<(), WaitError> {
     let control = access(regs, mdic, OP_READ | BMCR)?;
     let off = control & (POWER_DOWN | ISOLATE) != 0 || control & AUTONEG == 0;
-    if off && control & ERROR == 0 {
-        access(regs, mdic, OP_WRITE | BMCR | AUTONEG | RESTART)?;
-    }
-    Ok(())
+    if off && control & ERROR == 0 { negotiate(regs, mdic) } else { Ok(()) }
+}
+
+/// Switches the PHY on and makes it negotiate anew.
+pub fn negotiate<B: Registers>(regs: &Block<B>, mdic: Reg<u32, Rw>) -> Result<(), WaitError> {
+    access(regs, mdic, OP_WRITE | BMCR | AUTONEG | RESTART).map(|_| ())
 }

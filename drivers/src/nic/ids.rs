@@ -9,6 +9,8 @@ pub enum Family {
     E1000,
     /// 82574.
     E1000e,
+    /// 82576, I350, I210, I211.
+    Igb,
     /// 82599, X540, X550.
     Ixgbe,
 }
@@ -20,6 +22,7 @@ impl Family {
             Family::VirtioNet => "virtio-net",
             Family::E1000 => "e1000",
             Family::E1000e => "e1000e",
+            Family::Igb => "igb",
             Family::Ixgbe => "ixgbe",
         }
     }
@@ -35,6 +38,26 @@ pub const TABLE: &[(u16, u16, Family, &str)] = &[
     (INTEL, 0x100e, Family::E1000, "82540EM"),
     (INTEL, 0x100f, Family::E1000, "82545EM"),
     (INTEL, 0x10d3, Family::E1000e, "82574L"),
+    (INTEL, 0x10c9, Family::Igb, "82576"),
+    (INTEL, 0x10e6, Family::Igb, "82576, fibre"),
+    (INTEL, 0x10e7, Family::Igb, "82576, backplane"),
+    (INTEL, 0x10e8, Family::Igb, "82576, quad copper"),
+    (INTEL, 0x1526, Family::Igb, "82576 ET2, quad copper"),
+    (INTEL, 0x150a, Family::Igb, "82576NS"),
+    (INTEL, 0x1518, Family::Igb, "82576NS, backplane"),
+    (INTEL, 0x150d, Family::Igb, "82576, quad backplane"),
+    (INTEL, 0x1521, Family::Igb, "I350"),
+    (INTEL, 0x1522, Family::Igb, "I350, fibre"),
+    (INTEL, 0x1523, Family::Igb, "I350, backplane"),
+    (INTEL, 0x1524, Family::Igb, "I350, SGMII"),
+    (INTEL, 0x1546, Family::Igb, "I350, DA4"),
+    (INTEL, 0x1533, Family::Igb, "I210"),
+    (INTEL, 0x1536, Family::Igb, "I210, fibre"),
+    (INTEL, 0x1537, Family::Igb, "I210, backplane"),
+    (INTEL, 0x1538, Family::Igb, "I210, SGMII"),
+    (INTEL, 0x157b, Family::Igb, "I210, without flash"),
+    (INTEL, 0x157c, Family::Igb, "I210, backplane, without flash"),
+    (INTEL, 0x1539, Family::Igb, "I211"),
     (INTEL, 0x10fb, Family::Ixgbe, "82599, SFP+"),
     (INTEL, 0x10f7, Family::Ixgbe, "82599, KX4"),
     (INTEL, 0x1517, Family::Ixgbe, "82599, KR"),

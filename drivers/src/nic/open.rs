@@ -4,7 +4,7 @@ use super::ids::{self, Family};
 use crate::dma::DmaSpace;
 use crate::pci::PciFunction;
 use crate::port::{Device, PortError};
-use crate::{e1000, ixgbe, virtio};
+use crate::{e1000, igb, ixgbe, virtio};
 
 /// Opens the device of a function by its PCI id, without starting it. No DMA yet.
 pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<Box<dyn Device>, PortError> {
@@ -22,6 +22,7 @@ pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<B
         Family::VirtioNet => Box::new(virtio::net::open(function, space)?),
         Family::E1000 => Box::new(e1000::open_8254x(function, space)?),
         Family::E1000e => Box::new(e1000::open_82574(function, space)?),
+        Family::Igb => Box::new(igb::open(function, space)?),
         Family::Ixgbe => Box::new(ixgbe::open(function, space)?),
     })
 }

@@ -85,7 +85,7 @@ impl Queues {
             0x08 => queue.ring.len_bytes,
             0x10 => queue.ring.head,
             0x18 => queue.ring.tail,
-            _ => queue.regs[offset / 4 & 15],
+            _ => queue.regs[(offset / 4) & 15],
         }
     }
 
@@ -107,7 +107,7 @@ impl Queues {
                 queue.ring.tail = value & 0xffff;
             }
             0x18 => queue.ring.tail = 0,
-            _ => queue.regs[offset / 4 & 15] = value,
+            _ => queue.regs[(offset / 4) & 15] = value,
         }
     }
 
