@@ -1,6 +1,8 @@
 //! An Ethernet MAC address: parse, print, classify.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::str::FromStr;
 
 /// Six bytes in wire order.
@@ -14,6 +16,18 @@ impl MacAddr {
     /// True for multicast and broadcast: the group bit of the first byte (IEEE 802, 8.2.2).
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
+    }
+
+    /// True for an address a NIC can have as its own.
+    pub const fn is_station(self) -> bool {
+        !self.is_group() && self.to_u64() != 0
+    }
+
+    /// A locally administered address of one station, for a NIC that has none.
+    pub fn random() -> MacAddr {
+        let random = RandomState::new().build_hasher().finish().to_le_bytes();
+        let [a, b, c, d, e, f, ..] = random;
+        MacAddr([a & 0xfc | 2, b, c, d, e, f])
     }
 
     /// The address in the low 48 bits of a word, first byte on the wire lowest: one

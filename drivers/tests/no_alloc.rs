@@ -5,7 +5,8 @@ use spp_drivers::dma::{DmaSpace, Pool, PoolConfig};
 use spp_drivers::e1000::model::{Chip, E1000Model};
 use spp_drivers::nic::model;
 use spp_drivers::port::Device;
-use spp_drivers::virtio::{net, sim};
+use spp_drivers::virtio::regs::feature;
+use spp_drivers::virtio::{self, net};
 use spp_drivers::{Burst, MacAddr, e1000};
 
 #[test]
@@ -48,10 +49,15 @@ fn bursts_take_nothing(nic: &mut dyn Device, space: &DmaSpace, inject: &dyn Fn(&
 
 #[test]
 fn bursts_of_virtio_net_take_and_give_no_heap_memory() {
-    let space = DmaSpace::new();
-    let (function, device) = sim::new(&space, MAC);
-    let mut nic = net::open(function, &space).unwrap();
-    bursts_take_nothing(&mut nic, &space, &|frame| device.inject(frame), &|| device.step());
+    let packed = feature::RING_PACKED | feature::IN_ORDER;
+    for layout in [0, feature::IN_ORDER, feature::RING_PACKED, packed] {
+        let space = DmaSpace::new();
+        let (function, device) = virtio::model::new(&space, MAC);
+        device.lock().offer(virtio::model::OFFERED | layout);
+        let mut nic = net::open(function, &space).unwrap();
+        bursts_take_nothing(&mut nic, &space, &|frame| device.inject(frame), &|| device.step());
+        assert_eq!(nic.features(), virtio::model::OFFERED | layout);
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The virtio-net driver over the device model.
 
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache, PoolConfig};
+use spp_drivers::nic::model::Handle;
 use spp_drivers::port::{Device, Queues};
-use spp_drivers::virtio::{net, sim};
+use spp_drivers::virtio::{model, net};
 use spp_drivers::{Burst, MacAddr};
 
 use crate::ring::packet;
@@ -18,7 +19,7 @@ pub fn rows() -> Vec<Row> {
 
 struct Nic {
     receives: bool,
-    model: sim::SimHandle,
+    model: Handle<model::VirtioModel>,
     queues: Queues,
     burst: Burst,
     cache: PoolCache,
@@ -31,7 +32,7 @@ struct Nic {
 impl Nic {
     fn new(receives: bool) -> Nic {
         let space = DmaSpace::new();
-        let (function, model) = sim::new(&space, MacAddr([2, 0, 0, 0, 0, 1]));
+        let (function, model) = model::new(&space, MacAddr([2, 0, 0, 0, 0, 1]));
         let mut nic = net::open(function, &space).expect("the model is a virtio-net device");
         let pool = Pool::new(&space, PoolConfig { n_buffers: 4096 }).expect("memory for the pool");
         let queues = nic.start(&pool, 1).expect("the model starts");

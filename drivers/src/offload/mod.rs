@@ -19,7 +19,7 @@ pub mod checksum;
 pub mod layout;
 pub mod segment;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use crate::dma::Offload;
 

@@ -1,14 +1,16 @@
 //! From a PCI function to a working device, in the order of the specification (virtio 1.2, 3.1.1):
 //! reset, status, features, queues, DRIVER_OK. Control thread only; every wait has a deadline.
 
-use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::caps::{self, Place};
-use super::regs::{Block, NO_VECTOR, Readable, Reg, common, feature, net, status};
-use super::stats::Ring;
+use super::command::RssLimits;
+use super::features;
+use super::queue::{Doorbell, Layout, Ring};
+use super::regs::{Block, NO_VECTOR, common, feature, net, status};
 use crate::dma::DmaSpace;
 use crate::mac::MacAddr;
+use crate::nic::wait;
 use crate::pci::{PciFunction, Registers};
 use crate::port::PortError;
 
@@ -16,31 +18,22 @@ use crate::port::PortError;
 const RESET_DEADLINE: Duration = Duration::from_secs(1);
 /// Largest ring we ask for.
 const MAX_RING: u16 = 1024;
+/// Most pairs of queues we use.
+const MAX_QUEUE_PAIRS: u16 = 64;
 /// A configuration that changes this often while it is read is no configuration.
 const MAX_GENERATIONS: u32 = 100;
-
-/// The doorbell of one queue (virtio 1.2, 4.1.5.2).
-pub(super) struct Doorbell<B> {
-    bar: B,
-    offset: usize,
-    queue: u16,
-}
-
-impl<B: Registers> Doorbell<B> {
-    /// Tells the device that its avail ring moved.
-    #[inline(always)]
-    pub(super) fn ring(&self) {
-        fence(Ordering::Release);
-        self.bar.write16(self.offset, self.queue);
-    }
-}
 
 /// What the device says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NetConfig {
     pub(super) mac: Option<MacAddr>,
     pub(super) link_up: bool,
+    /// 0: unknown.
+    pub(super) speed_mbps: u32,
     pub(super) mtu: Option<u16>,
+    /// As the device says it; at least 1.
+    pub(super) max_queue_pairs: u16,
+    pub(super) rss: Option<RssLimits>,
 }
 
 /// The register blocks of one device.
@@ -48,6 +41,8 @@ pub(super) struct Regs<B: Registers> {
     address: String,
     common: Block<B>,
     net: Block<B>,
+    /// The device's configuration is this long.
+    net_bytes: usize,
     notify_bar: B,
     notify: Place,
     notify_multiplier: u32,
@@ -73,9 +68,11 @@ impl<B: Registers> Regs<B> {
         if notify_end > notify_bar.len_bytes() as u64 {
             return Err(bad("its doorbells lie outside their BAR"));
         }
+        let net_bytes = (places.device.len as usize).clamp(net::LEN_BYTES, net::LEN_BYTES_RSS);
         Ok(Regs {
             common: block(places.common, common::LEN_BYTES, "common configuration")?,
-            net: block(places.device, net::LEN_BYTES, "device configuration")?,
+            net: block(places.device, net_bytes, "device configuration")?,
+            net_bytes,
             notify_bar,
             notify: places.notify,
             notify_multiplier: places.notify_multiplier,
@@ -100,59 +97,67 @@ impl<B: Registers> Regs<B> {
         self.common.write(common::DEVICE_STATUS, self.status() | bits);
     }
 
-    /// Waits until `register & mask == value`.
-    fn wait<A: Readable>(
-        &self,
-        register: Reg<u8, A>,
-        mask: u8,
-        value: u8,
-        deadline: Duration,
-    ) -> Result<(), PortError> {
-        let (end, name) = (Instant::now() + deadline, register.name);
-        loop {
-            let last = self.common.read(register);
-            if last & mask == value {
-                return Ok(());
-            }
-            if Instant::now() >= end {
-                return Err(self.error(format!(
-                    "{name} & {mask:#04x} did not become {value:#04x} within {deadline:?}: it reads {last:#04x}"
-                )));
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
-    }
-
     /// 3.1.1 step 1: the device forgets everything and touches no memory once the status reads 0.
     pub(super) fn reset(&self) -> Result<(), PortError> {
         if self.is_gone() {
             return Err(self.error("the device is gone: its registers read all ones"));
         }
         self.common.write(common::DEVICE_STATUS, 0);
-        self.wait(common::DEVICE_STATUS, 0xff, 0, RESET_DEADLINE)
+        let look = || match self.status() {
+            status::GONE => wait::GONE,
+            now => now.into(),
+        };
+        wait::until(look, common::DEVICE_STATUS.name, 0xff, 0, RESET_DEADLINE)
+            .map_err(|late| self.error(format!("reset: {late}")).caused_by(late))
     }
 
-    /// What the device offers.
+    /// What the device offers and its configuration has room for.
     pub(super) fn offered(&self) -> u64 {
         let half = |select: u32| {
             self.common.write(common::DEVICE_FEATURE_SELECT, select);
             u64::from(self.common.read(common::DEVICE_FEATURE))
         };
-        half(0) | half(1) << 32
+        let mut offered = half(0) | half(1) << 32;
+        if self.net_bytes < net::LEN_BYTES_SPEED {
+            offered &= !feature::SPEED_DUPLEX;
+        }
+        if self.net_bytes < net::LEN_BYTES_RSS {
+            offered &= !feature::RSS;
+        }
+        offered
     }
 
-    /// 3.1.1 steps 2 to 6: returns the features both sides have.
-    pub(super) fn negotiate(&self) -> Result<u64, PortError> {
+    /// What could be agreed upon, before anything is.
+    pub(super) fn acceptable(&self, n_queue_pairs: u16) -> Result<u64, PortError> {
+        let mut offered = self.offered();
+        let has_rss = offered & feature::RSS != 0;
+        if has_rss && self.net_config(offered)?.rss.is_none() {
+            offered &= !feature::RSS;
+        }
+        Ok(features::choose(offered, n_queue_pairs))
+    }
+
+    /// Pairs of queues the device can have.
+    pub(super) fn max_queue_pairs(&self) -> Result<u16, PortError> {
+        let has = self.acceptable(u16::MAX)?;
+        if has & (feature::MQ | feature::RSS) == 0 {
+            return Ok(1);
+        }
+        // One more for the control queue.
+        let n_virtqueues = self.common.read(common::NUM_QUEUES);
+        let numbered = n_virtqueues.saturating_sub(1) / 2;
+        Ok(self.net_config(has)?.max_queue_pairs.min(numbered).clamp(1, MAX_QUEUE_PAIRS))
+    }
+
+    /// 3.1.1 steps 2 to 6, for this many pairs: returns the features both sides have.
+    pub(super) fn negotiate(&self, n_queue_pairs: u16) -> Result<u64, PortError> {
         self.add_status(status::ACKNOWLEDGE);
         self.add_status(status::DRIVER);
         let offered = self.offered();
         if offered & feature::VERSION_1 == 0 {
             return Err(self.error(format!("it offers {offered:#x}, without VERSION_1 (a legacy device)")));
         }
-        let mut accepted = offered & feature::USED;
-        if accepted & feature::CTRL_VQ == 0 {
-            accepted &= !feature::CTRL_RX; // 5.1.3.1
-        }
+        let accepted = self.acceptable(n_queue_pairs)?;
         for select in [0u32, 1] {
             self.common.write(common::DRIVER_FEATURE_SELECT, select);
             self.common.write(common::DRIVER_FEATURE, (accepted >> (32 * select)) as u32);
@@ -177,31 +182,48 @@ impl<B: Registers> Regs<B> {
     }
 
     fn net_config_once(&self, features: u64) -> NetConfig {
-        let has = |bit: u64| features & bit != 0;
+        let has = |any_of: u64| features & any_of != 0;
         let mac = || {
             let words = [self.net.read(net::MAC_0), self.net.read(net::MAC_2), self.net.read(net::MAC_4)];
             let [[a, b], [c, d], [e, f]] = words.map(u16::to_le_bytes);
             MacAddr([a, b, c, d, e, f])
         };
+        let speed = || Some(self.net.read(net::SPEED)).filter(|speed| *speed <= net::SPEED_MAX);
+        let rss = || RssLimits {
+            max_key_bytes: self.net.read(net::RSS_MAX_KEY_SIZE),
+            max_table: self.net.read(net::RSS_MAX_TABLE),
+            hash_types: self.net.read(net::HASH_TYPES),
+        };
         NetConfig {
             mac: has(feature::MAC).then(mac),
             link_up: !has(feature::STATUS) || self.net.read(net::STATUS) & net::S_LINK_UP != 0,
+            speed_mbps: has(feature::SPEED_DUPLEX).then(speed).flatten().unwrap_or(0),
             mtu: has(feature::MTU).then(|| self.net.read(net::MTU)),
+            max_queue_pairs: match has(feature::MQ | feature::RSS) {
+                true => self.net.read(net::MAX_VIRTQUEUE_PAIRS).max(1),
+                false => 1,
+            },
+            rss: has(feature::RSS).then(rss).filter(|limits| limits.are_sound()),
         }
     }
 
-    /// 3.1.1 step 7 for one queue (4.1.5.1.3): an empty ring in new memory, known to the device.
-    pub(super) fn queue(&self, index: u16, space: &DmaSpace) -> Result<(Ring, Doorbell<B>), PortError> {
-        self.common.write(common::QUEUE_SELECT, index);
+    /// 3.1.1 step 7 for one virtqueue (4.1.5.1.3): an empty ring in new memory, known to the device.
+    pub(super) fn queue(
+        &self,
+        virtqueue: u16,
+        layout: Layout,
+        space: &DmaSpace,
+    ) -> Result<(Ring, Doorbell<B>), PortError> {
+        self.common.write(common::QUEUE_SELECT, virtqueue);
         let max = self.common.read(common::QUEUE_SIZE);
         if max == 0 || max == u16::MAX {
-            return Err(self.error(format!("it has no queue {index}")));
+            return Err(self.error(format!("it has no queue {virtqueue}")));
         }
         let size = MAX_RING.min(1 << max.ilog2());
         let memory = space
-            .allocate("virtio-ring", Ring::memory_bytes(size))
+            .allocate("virtio-ring", layout.memory_bytes(size))
             .map_err(|e| self.error("no memory for a ring").caused_by(e))?;
-        let ring = Ring::new(memory, size, false);
+        let ring = layout.ring(memory, size);
         self.common.write(common::QUEUE_SIZE, size);
         self.common.write(common::QUEUE_MSIX_VECTOR, NO_VECTOR);
         let at = ring.addresses();
@@ -216,11 +238,11 @@ impl<B: Registers> Regs<B> {
         let offset =
             u64::from(self.common.read(common::QUEUE_NOTIFY_OFF)) * u64::from(self.notify_multiplier);
         if offset + 2 > u64::from(self.notify.len) {
-            return Err(self.error(format!("the doorbell of queue {index} lies outside the doorbells")));
+            return Err(self.error(format!("the doorbell of queue {virtqueue} lies outside the doorbells")));
         }
         let offset = self.notify.offset as usize + offset as usize;
         self.common.write(common::QUEUE_ENABLE, 1);
-        Ok((ring, Doorbell { bar: self.notify_bar.clone(), offset, queue: index }))
+        Ok((ring, Doorbell { bar: self.notify_bar.clone(), offset, virtqueue }))
     }
 
     /// Routes configuration changes to MSI-X vector 0; false when the device has no resources for it.

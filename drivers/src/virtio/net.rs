@@ -4,44 +4,36 @@
 //! device was given comes back only after it is known to be stopped: rings of halves that are dropped early are
 //! parked until then.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ctrl::{Control, RX_ALL_MULTICAST, RX_PROMISCUOUS};
+use super::command::{Command, MAX_ADDRESSES};
+use super::counters::{self, Checksums, Events};
+use super::ctrl::{CommandError, Control};
 use super::desc::NetHdr;
+use super::features;
 use super::init::{NetConfig, Regs};
+use super::queue::{Doorbell, Layout, Parked, Ring, Shared};
 use super::regs::{feature, status};
-use super::rx::Rx;
-use super::stats::{NetFault, Shared, Side};
-use super::tx::Tx;
-use crate::dma::{DATA_ROOM, DmaSpace, Pool};
+use super::rx::{Rx, RxParts};
+use super::tx::{Tx, TxParts};
+use crate::dma::{DATA_ROOM, DmaSpace, Pool, PoolCache};
 use crate::mac::MacAddr;
+use crate::nic::fault::Fault;
+use crate::nic::filters::{self, Wanted};
+use crate::nic::interrupt::Interrupt;
+use crate::nic::watchdog::TX_LIMIT;
 use crate::pci::PciFunction;
-use crate::port::{Device, DeviceInfo, Health, Link, PortError, Queues};
+use crate::port::{Device, DeviceInfo, HEALTH_INTERVAL, Health, Link, PortError, Queues, RxQueue, TxQueue};
 use crate::stats::{DropReason, QueueStats, SharedStats};
-use crate::tsc;
 
-const VENDOR: u16 = 0x1af4;
-const MODERN: u16 = 0x1041;
-const TRANSITIONAL: u16 = 0x1000;
-
-const RX_QUEUE: u16 = 0;
-const TX_QUEUE: u16 = 1;
-/// Without multiqueue (virtio 1.2, 5.1.2).
-const CONTROL_QUEUE: u16 = 2;
-
+const DRIVER: &str = "virtio-net";
 /// Ethernet header and two VLAN tags.
 const OVERHEAD_BYTES: u32 = 14 + 8;
 /// Largest payload when the device names none.
 const JUMBO_MTU: u32 = 9000;
-/// How long sent frames may stay with a device that completes nothing.
-const TX_LIMIT: Duration = Duration::from_secs(5);
-
-/// True for a PCI id this driver serves: modern devices, and transitional ones by their modern side.
-pub fn matches(vendor: u16, device: u16) -> bool {
-    vendor == VENDOR && matches!(device, MODERN | TRANSITIONAL)
-}
+/// Looks at the link between two that a missed interrupt can't prevent: one second.
+const LOOKS_PER_POLL: u32 = (1000 / HEALTH_INTERVAL.as_millis()) as u32;
 
 /// Opens the device: maps its registers, resets it, reads its address. No DMA yet.
 pub fn open<F: PciFunction>(function: F, space: &DmaSpace) -> Result<VirtioNet<F>, PortError> {
@@ -49,9 +41,16 @@ pub fn open<F: PciFunction>(function: F, space: &DmaSpace) -> Result<VirtioNet<F
     function.set_bus_master(true)?;
     let regs = Regs::map(&function)?;
     regs.reset()?;
-    let features = regs.offered() & feature::USED;
+    let n_queue_pairs = regs.max_queue_pairs()?;
+    let features = regs.acceptable(n_queue_pairs)?;
     let config = regs.net_config(features)?;
     function.set_bus_master(false)?;
+    let own = config.mac.filter(|mac| mac.is_station());
+    let mac = own.unwrap_or_else(MacAddr::random);
+    if own.is_none() {
+        tracing::warn!(device = function.address(), %mac, "the device has no valid MAC address: it gets a random one");
+    }
+    let stats = || (0..n_queue_pairs).map(|_| QueueStats::shared()).collect();
     Ok(VirtioNet {
         running: None,
         regs,
@@ -59,24 +58,25 @@ pub fn open<F: PciFunction>(function: F, space: &DmaSpace) -> Result<VirtioNet<F
         space: space.clone(),
         config,
         features,
-        promiscuous: false,
+        n_queue_pairs,
+        mac,
+        wanted: Wanted::default(),
         interrupt: None,
-        rx_stats: QueueStats::shared(),
-        tx_stats: QueueStats::shared(),
+        looks: 0,
+        rx_stats: stats(),
+        tx_stats: stats(),
+        checksums: (0..n_queue_pairs).map(|_| Arc::default()).collect(),
         tx_limit: TX_LIMIT,
-        events: Events::default(),
+        unanswered: None,
+        events: Events { invalid_mac: u64::from(own.is_none()), ..Events::default() },
     })
 }
 
-#[derive(Default)]
-struct Events {
-    starts: u64,
-    config_changes: u64,
-    faults: u64,
-}
-
 /// What a start yields.
-type Started<B> = (Queues, Option<Control<B>>);
+struct Started<F: PciFunction> {
+    queues: Queues,
+    control: Option<Control<F::Bar>>,
+}
 
 struct Running<F: PciFunction> {
     control: Option<Control<F::Bar>>,
@@ -91,12 +91,19 @@ pub struct VirtioNet<F: PciFunction> {
     space: DmaSpace,
     config: NetConfig,
     features: u64,
-    promiscuous: bool,
+    /// It can have so many.
+    n_queue_pairs: u16,
+    mac: MacAddr,
+    wanted: Wanted,
     /// Fires when the device configuration changed; `None` without MSI-X.
-    interrupt: Option<OwnedFd>,
-    rx_stats: SharedStats,
-    tx_stats: SharedStats,
+    interrupt: Option<Interrupt>,
+    looks: u32,
+    rx_stats: Vec<SharedStats>,
+    tx_stats: Vec<SharedStats>,
+    checksums: Vec<Arc<Checksums>>,
     tx_limit: Duration,
+    /// A command that was never answered: nothing more can be asked for before the next start.
+    unanswered: Option<CommandError>,
     events: Events,
 }
 
@@ -113,52 +120,117 @@ impl<F: PciFunction> VirtioNet<F> {
     }
 
     /// What stopped the device, if anything did since its start.
-    pub fn fault(&self) -> Option<NetFault> {
+    pub fn fault(&self) -> Option<Fault> {
         self.running.as_ref().and_then(|running| running.shared.fault())
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
     }
 
     fn max_frame_bytes(&self) -> u32 {
         let mtu = self.config.mtu.map_or(JUMBO_MTU, u32::from);
         let whole = mtu + OVERHEAD_BYTES;
         // Without mergeable buffers a received frame has to fit one buffer.
-        if self.features & feature::MRG_RXBUF != 0 { whole } else { whole.min(DATA_ROOM as u32) }
+        if self.has(feature::MRG_RXBUF) { whole } else { whole.min(DATA_ROOM as u32) }
     }
 
     fn error(&self, what: impl Into<String>, remedy: &str) -> PortError {
         PortError::new(self.function.address(), what, remedy)
     }
 
+    fn short_pool(&self) -> PortError {
+        self.error("the packet pool can't fill the receive ring", "give the pool more buffers")
+    }
+
     /// The start proper. On an error the caller resets the device and drops what is parked.
-    fn bring_up(&mut self, shared: &Arc<Shared>, pool: &Pool) -> Result<Started<F::Bar>, PortError> {
-        self.features = self.regs.negotiate()?;
+    fn bring_up(&mut self, shared: &Arc<Shared>, pool: &Pool, n: u16) -> Result<Started<F>, PortError> {
+        self.features = self.regs.negotiate(n)?;
         self.config = self.regs.net_config(self.features)?;
         shared.set_link(self.config.link_up);
-        let (rx_ring, rx_bell) = self.regs.queue(RX_QUEUE, &self.space)?;
-        let (tx_ring, tx_bell) = self.regs.queue(TX_QUEUE, &self.space)?;
-        let mergeable = self.features & feature::MRG_RXBUF != 0;
-        let short = || {
-            let remedy = "give the pool more buffers";
-            PortError::new(self.function.address(), "the packet pool can't fill the receive ring", remedy)
-        };
+        let layout = Layout::of(self.features);
         let mut cache = pool.cache();
-        let stats = self.rx_stats.clone();
-        let mut rx =
-            Rx::new(rx_ring, rx_bell, shared.clone(), stats, mergeable, &mut cache).ok_or_else(short)?;
-        let (limit, max) = (tsc::ticks(self.tx_limit), self.max_frame_bytes() as usize);
-        let tx = Tx::new(tx_ring, tx_bell, shared.clone(), self.tx_stats.clone(), max, limit);
-        let control = if self.features & feature::CTRL_RX != 0 {
-            let (ring, bell) = self.regs.queue(CONTROL_QUEUE, &self.space)?;
-            Some(Control::new(ring, bell, shared.clone(), pool).ok_or_else(short)?)
-        } else {
-            None
-        };
+        let (mut queues, mut bells) = (Queues::default(), Vec::new());
+        for pair in 0..n {
+            let (ring, bell) = self.regs.queue(2 * pair, layout, &self.space)?;
+            bells.push(bell.clone());
+            queues.rx.push(self.rx_half(pair, ring, bell, shared, &mut cache)?);
+            let (ring, bell) = self.regs.queue(2 * pair + 1, layout, &self.space)?;
+            queues.tx.push(self.tx_half(pair, ring, bell, shared));
+        }
+        let control = self.control(layout, shared, pool)?;
         if self.interrupt.is_some() && !self.regs.route_config_changes() {
             self.interrupt = None;
         }
         self.function.set_bus_master(true)?;
         self.regs.driver_ok()?;
-        rx.start();
-        Ok((Queues { rx: vec![Box::new(rx)], tx: vec![Box::new(tx)] }, control))
+        bells.iter().for_each(Doorbell::ring);
+        Ok(Started { queues, control })
+    }
+
+    fn rx_half(
+        &self,
+        queue: u16,
+        ring: Ring,
+        doorbell: Doorbell<F::Bar>,
+        shared: &Arc<Shared>,
+        cache: &mut PoolCache,
+    ) -> Result<Box<dyn RxQueue>, PortError> {
+        let index = usize::from(queue);
+        let parts = RxParts {
+            queue,
+            doorbell,
+            shared: shared.clone(),
+            stats: self.rx_stats[index].clone(),
+            checksums: self.checksums[index].clone(),
+            mergeable: self.has(feature::MRG_RXBUF),
+            takes: features::left_by_device(self.features),
+        };
+        let half: Option<Box<dyn RxQueue>> = match ring {
+            Ring::Split(ring) => Rx::new(ring, parts, cache).map(|half| Box::new(half) as _),
+            Ring::Packed(ring) => Rx::new(ring, parts, cache).map(|half| Box::new(half) as _),
+        };
+        half.ok_or_else(|| self.short_pool())
+    }
+
+    fn tx_half(
+        &self,
+        queue: u16,
+        ring: Ring,
+        doorbell: Doorbell<F::Bar>,
+        shared: &Arc<Shared>,
+    ) -> Box<dyn TxQueue> {
+        let parts = TxParts {
+            queue,
+            doorbell,
+            shared: shared.clone(),
+            stats: self.tx_stats[usize::from(queue)].clone(),
+            max_frame_bytes: self.max_frame_bytes() as usize,
+            does: features::done_by_device(self.features),
+            limit: self.tx_limit,
+        };
+        match ring {
+            Ring::Split(ring) => Box::new(Tx::new(ring, parts)),
+            Ring::Packed(ring) => Box::new(Tx::new(ring, parts)),
+        }
+    }
+
+    /// The control queue comes behind all the others a device can have (virtio 1.2, 5.1.2).
+    fn control(
+        &self,
+        layout: Layout,
+        shared: &Arc<Shared>,
+        pool: &Pool,
+    ) -> Result<Option<Control<F::Bar>>, PortError> {
+        if !self.has(feature::CTRL_VQ) {
+            return Ok(None);
+        }
+        let Some(virtqueue) = self.config.max_queue_pairs.checked_mul(2) else {
+            let claimed = self.config.max_queue_pairs;
+            return Err(self.error(format!("it claims {claimed} queue pairs"), ""));
+        };
+        let (ring, bell) = self.regs.queue(virtqueue, layout, &self.space)?;
+        Control::new(ring, bell, shared.clone(), pool).ok_or_else(|| self.short_pool()).map(Some)
     }
 
     /// Stops all DMA, by the device's own reset, or by taking its bus away.
@@ -167,7 +239,7 @@ impl<F: PciFunction> VirtioNet<F> {
         let off = self.function.set_bus_master(false);
         if let (Err(reset), Err(off)) = (&reset, &off) {
             let gone = self.regs.is_gone();
-            tracing::warn!(%reset, %off, gone, "virtio-net can't be stopped");
+            tracing::warn!(device = self.function.address(), %reset, %off, gone, "virtio-net can't be stopped");
             return gone;
         }
         true
@@ -178,41 +250,103 @@ impl<F: PciFunction> VirtioNet<F> {
         let Some(Running { control, shared }) = self.running.take() else { return };
         drop(control);
         let silent = self.silence();
-        let hung = matches!(shared.fault(), Some(NetFault::TxHang { .. }));
-        for (side, mut ring) in shared.take_parked() {
+        let hung = match shared.fault() {
+            Some(Fault::TxHang { queue, .. }) => Some(queue),
+            _ => None,
+        };
+        for mut parked in shared.take_parked() {
             if !silent {
-                std::mem::forget(ring); // the device may still write: its memory is never reused
+                std::mem::forget(parked); // the device may still write: its memory is never reused
                 continue;
             }
-            let n_out = ring.take_back().count();
-            if hung && side == Side::Tx {
-                self.tx_stats.dropped(DropReason::TxTimeout, n_out);
+            let n_out = parked.ring.take_back();
+            if let Parked { tx: Some((queue, stats)), .. } = &parked
+                && hung == Some(*queue)
+            {
+                stats.dropped(DropReason::TxTimeout, n_out);
             }
         }
     }
 
-    fn apply_promiscuous(&mut self) -> Result<(), String> {
-        let on = self.promiscuous;
-        // Without CTRL_RX the device passes everything (virtio 1.2, 5.1.6.5.1).
+    /// Gives a command to a device that runs and has the feature it belongs to. One that is not answered stops the port.
+    fn command(&mut self, command: &Command) -> Result<(), CommandError> {
         let Some(control) = self.running.as_mut().and_then(|running| running.control.as_mut()) else {
             return Ok(());
         };
-        control.rx_mode(RX_PROMISCUOUS, on)?;
-        control.rx_mode(RX_ALL_MULTICAST, true)
+        let done = control.run(command);
+        if let Err(error @ (CommandError::Late { .. } | CommandError::Broken { .. })) = &done
+            && self.unanswered.is_none()
+        {
+            self.unanswered = Some(error.clone());
+        }
+        done
     }
 
-    /// True when the configuration may have changed since the last call.
-    fn config_changed(&mut self) -> bool {
-        let Some(interrupt) = &self.interrupt else { return true };
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [rustix::event::PollFd::new(interrupt, rustix::event::PollFlags::IN)];
-        if !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1)) {
-            return false;
+    /// Tells the device which frames it lets in. Without CTRL_RX it passes everything (virtio 1.2, 5.1.6.5.1).
+    fn program_filters(&mut self) -> Result<(), CommandError> {
+        if !self.has(feature::CTRL_RX) || self.running.is_none() {
+            return Ok(());
         }
-        let mut count = [0; 8];
-        let _ = rustix::io::read(interrupt, &mut count);
-        self.events.config_changes += 1;
-        true
+        // The device knows its own address besides those of the table.
+        let program = filters::program(Some(self.mac), &self.wanted, MAX_ADDRESSES + 1);
+        let others = program.exact.get(1..).unwrap_or_default();
+        let mut fell_back = program.fell_back;
+        match self.command(&Command::mac_table(others)) {
+            Ok(()) => {}
+            Err(CommandError::Refused { .. }) if others.is_empty() => {}
+            Err(CommandError::Refused { .. }) => fell_back |= !program.promiscuous,
+            Err(error) => return Err(error),
+        }
+        self.events.promiscuous_fallbacks += u64::from(fell_back);
+        self.command(&Command::promiscuous(program.promiscuous || fell_back))?;
+        self.command(&Command::all_multicast(program.all_multicast))
+    }
+
+    fn refilter(&mut self) -> Result<(), PortError> {
+        self.program_filters().map_err(|error| self.error(error.to_string(), "").caused_by(error))
+    }
+
+    /// Switches all pairs on: by flow where the device can, else as it likes.
+    fn spread(&mut self, n: u16) -> Result<(), CommandError> {
+        if n < 2 {
+            return Ok(());
+        }
+        if let Some(limits) = self.config.rss {
+            match self.command(&Command::rss(n, limits)) {
+                Err(CommandError::Refused { .. }) if self.has(feature::MQ) => self.events.rss_refusals += 1,
+                done => return done,
+            }
+        }
+        self.command(&Command::queue_pairs(n))
+    }
+
+    /// What a device that has just started is told over its control queue.
+    fn configure(&mut self, n: u16) -> Result<(), PortError> {
+        self.unanswered = None;
+        let done = self.program_filters().and_then(|()| self.spread(n));
+        done.map_err(|error| self.error(error.to_string(), "").caused_by(error))
+    }
+
+    /// True when the configuration may have changed since the last look.
+    fn config_may_have_changed(&mut self) -> bool {
+        let Some(interrupt) = &self.interrupt else { return true };
+        self.looks = self.looks.wrapping_add(1);
+        if interrupt.fired() {
+            self.events.link_interrupts += 1;
+            return true;
+        }
+        self.looks.is_multiple_of(LOOKS_PER_POLL)
+    }
+
+    /// Why its status reads as all ones.
+    #[cold]
+    fn vanished(&mut self) -> Health {
+        let mut vendor = [0xff; 2];
+        if self.function.config_read(0, &mut vendor).is_err() || vendor == [0xff; 2] {
+            return Health::Gone("its registers and its config space read all ones: it was unplugged".into());
+        }
+        self.events.faults += 1;
+        Health::NeedsRestart("its registers read all ones, but it is there: memory decoding was off".into())
     }
 }
 
@@ -220,24 +354,27 @@ impl<F: PciFunction> Device for VirtioNet<F> {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             address: self.function.address().to_owned(),
-            driver: "virtio-net",
+            driver: DRIVER,
             max_frame_bytes: self.max_frame_bytes(),
-            n_queue_pairs: 1,
+            n_queue_pairs: self.n_queue_pairs,
             numa_node: self.function.numa_node(),
         }
     }
 
     fn mac(&self) -> Option<MacAddr> {
-        self.config.mac
+        Some(self.mac)
     }
 
     fn link(&mut self) -> Link {
         if self.running.is_none() {
             return Link::Down { reason: "not started".into() };
         }
-        if self.config_changed() {
+        if self.config_may_have_changed() {
             match self.regs.net_config(self.features) {
-                Ok(config) => self.config = config,
+                Ok(config) => {
+                    self.events.config_changes += u64::from(config != self.config);
+                    self.config = config;
+                }
                 Err(error) => return Link::Down { reason: error.what },
             }
         }
@@ -245,31 +382,46 @@ impl<F: PciFunction> Device for VirtioNet<F> {
             running.shared.set_link(self.config.link_up);
         }
         match self.config.link_up {
-            true => Link::Up { speed_mbps: 0 },
+            true => Link::Up { speed_mbps: self.config.speed_mbps },
             false => Link::Down { reason: "the device reports no carrier".into() },
         }
     }
 
     fn set_promiscuous(&mut self, on: bool) -> Result<(), PortError> {
-        self.promiscuous = on;
-        self.apply_promiscuous().map_err(|what| self.error(what, ""))
+        self.wanted.promiscuous = on;
+        self.refilter()
+    }
+
+    fn set_unicast(&mut self, addresses: &[MacAddr]) -> Result<(), PortError> {
+        self.wanted.unicast = addresses.to_vec();
+        self.refilter()
+    }
+
+    fn set_all_multicast(&mut self, on: bool) -> Result<(), PortError> {
+        self.wanted.all_multicast = on;
+        self.refilter()
     }
 
     fn start(&mut self, pool: &Pool, n_queue_pairs: u16) -> Result<Queues, PortError> {
         if self.running.is_some() {
             return Err(self.error("it is started already", "stop it first"));
         }
-        if n_queue_pairs != 1 {
-            return Err(self.error(format!("{n_queue_pairs} queue pairs wanted, it has one"), ""));
+        if n_queue_pairs == 0 || n_queue_pairs > self.n_queue_pairs {
+            let has = self.n_queue_pairs;
+            return Err(self.error(format!("{n_queue_pairs} queue pairs wanted, it has {has}"), ""));
+        }
+        self.function.set_bus_master(true)?; // memory decoding, for registers
+        if self.regs.is_gone() {
+            self.regs = Regs::map(&self.function)?;
         }
         if self.interrupt.is_none() {
-            self.interrupt = self.function.enable_msix(1)?.into_iter().next();
+            self.interrupt = self.function.enable_msix(1)?.into_iter().next().map(Interrupt::new);
         }
         self.regs.reset()?;
-        let shared = Arc::new(Shared::default());
-        let brought_up = self.bring_up(&shared, pool);
+        let shared = Arc::new(Shared::new(DRIVER));
+        let brought_up = self.bring_up(&shared, pool, n_queue_pairs);
         self.running = Some(Running { control: None, shared });
-        let (queues, control) = match brought_up {
+        let Started { queues, control } = match brought_up {
             Ok(up) => up,
             Err(error) => {
                 self.shut();
@@ -279,11 +431,11 @@ impl<F: PciFunction> Device for VirtioNet<F> {
         if let Some(running) = &mut self.running {
             running.control = control;
         }
-        self.events.starts += 1;
-        if let Err(what) = self.apply_promiscuous() {
+        if let Err(error) = self.configure(n_queue_pairs) {
             self.stop(queues);
-            return Err(self.error(what, ""));
+            return Err(error);
         }
+        self.events.starts += 1;
         Ok(queues)
     }
 
@@ -298,14 +450,15 @@ impl<F: PciFunction> Device for VirtioNet<F> {
         }
         let now = self.regs.status();
         if now == status::GONE && self.regs.is_gone() {
-            return Health::Gone("its registers read all ones: it was unplugged".into());
+            return self.vanished();
         }
         if self.running.is_none() {
             return Health::Ok;
         }
         let asks = (now & status::NEEDS_RESET != 0).then(|| "the device asks for a reset".to_owned());
         let fault = self.fault().map(|fault| fault.to_string());
-        match fault.or(asks) {
+        let unanswered = self.unanswered.as_ref().map(ToString::to_string);
+        match fault.or(asks).or(unanswered) {
             Some(reason) => {
                 self.events.faults += 1;
                 Health::NeedsRestart(reason)
@@ -315,8 +468,7 @@ impl<F: PciFunction> Device for VirtioNet<F> {
     }
 
     fn device_counters(&mut self) -> Vec<(&'static str, u64)> {
-        let Events { starts, config_changes, faults } = self.events;
-        vec![("starts", starts), ("config_changes", config_changes), ("fault_reports", faults)]
+        counters::rows(&self.events, &self.checksums)
     }
 }
 

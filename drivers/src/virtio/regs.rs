@@ -57,8 +57,12 @@ pub mod common {
 pub mod net {
     use super::*;
 
-    /// Bytes of the block that we use.
+    /// Bytes of the block that every device has.
     pub const LEN_BYTES: usize = 12;
+    /// Bytes up to the end of the duplex mode.
+    pub const LEN_BYTES_SPEED: usize = 17;
+    /// Bytes of the block with all that belongs to RSS.
+    pub const LEN_BYTES_RSS: usize = 24;
 
     registers! {
         /// The address, with F_MAC: first two bytes.
@@ -69,12 +73,24 @@ pub mod net {
         MAC_4: u16, Ro = 4, "mac[4]";
         /// Link, with F_STATUS.
         STATUS: u16, Ro = 6, "status";
+        /// Pairs of receive and transmit queues, with F_MQ or F_RSS.
+        MAX_VIRTQUEUE_PAIRS: u16, Ro = 8, "max_virtqueue_pairs";
         /// Largest payload, with F_MTU.
         MTU: u16, Ro = 10, "mtu";
+        /// Mbit/s, with F_SPEED_DUPLEX.
+        SPEED: u32, Ro = 12, "speed";
+        /// Longest hash key, with F_RSS.
+        RSS_MAX_KEY_SIZE: u8, Ro = 17, "rss_max_key_size";
+        /// Longest indirection table, with F_RSS.
+        RSS_MAX_TABLE: u16, Ro = 18, "rss_max_indirection_table_length";
+        /// Kinds of hash, with F_RSS.
+        HASH_TYPES: u32, Ro = 20, "supported_hash_types";
     }
 
     /// `STATUS`: the link is up.
     pub const S_LINK_UP: u16 = 1;
+    /// Fastest speed there is; `SPEED` above it is unknown (5.1.4.1).
+    pub const SPEED_MAX: u32 = 0x7fff_ffff;
 }
 
 /// Bits of `DEVICE_STATUS` (virtio 1.2, 2.1).
@@ -98,23 +114,72 @@ pub const NO_VECTOR: u16 = 0xffff;
 
 /// Feature bits we know (virtio 1.2, 5.1.3 and 6).
 pub mod feature {
+    /// The device completes checksums of frames it sends.
+    pub const CSUM: u64 = 1 << 0;
+    /// The driver takes frames whose checksums are undone, and believes those that were checked.
+    pub const GUEST_CSUM: u64 = 1 << 1;
     /// The device says its largest payload.
     pub const MTU: u64 = 1 << 3;
     /// The device has an address.
     pub const MAC: u64 = 1 << 5;
+    /// The driver takes long TCP frames over IPv4.
+    pub const GUEST_TSO4: u64 = 1 << 7;
+    /// The driver takes long TCP frames over IPv6.
+    pub const GUEST_TSO6: u64 = 1 << 8;
+    /// The driver takes long TCP frames with CWR set.
+    pub const GUEST_ECN: u64 = 1 << 9;
+    /// The device takes long TCP frames over IPv4.
+    pub const HOST_TSO4: u64 = 1 << 11;
+    /// The device takes long TCP frames over IPv6.
+    pub const HOST_TSO6: u64 = 1 << 12;
+    /// The device takes long TCP frames with CWR set.
+    pub const HOST_ECN: u64 = 1 << 13;
     /// A received frame may take several buffers.
     pub const MRG_RXBUF: u64 = 1 << 15;
     /// The device says whether its link is up.
     pub const STATUS: u64 = 1 << 16;
     /// There is a control queue.
     pub const CTRL_VQ: u64 = 1 << 17;
-    /// The control queue takes receive modes.
+    /// The control queue takes receive modes and addresses.
     pub const CTRL_RX: u64 = 1 << 18;
+    /// Several pairs of queues, spread by the device as it likes.
+    pub const MQ: u64 = 1 << 22;
     /// Modern.
     pub const VERSION_1: u64 = 1 << 32;
     /// The device's accesses go through the IOMMU.
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    /// Rings are packed.
+    pub const RING_PACKED: u64 = 1 << 34;
+    /// Buffers are completed in the order they were posted.
+    pub const IN_ORDER: u64 = 1 << 35;
+    /// The device is hardware and wants the platform's order of memory accesses: what x86 and our fences give.
+    pub const ORDER_PLATFORM: u64 = 1 << 36;
+    /// Several pairs of queues, spread by flow as the driver says.
+    pub const RSS: u64 = 1 << 60;
+    /// The device says its speed.
+    pub const SPEED_DUPLEX: u64 = 1 << 63;
 
     /// All that the driver makes use of; nothing else is ever accepted.
-    pub const USED: u64 = MTU | MAC | MRG_RXBUF | STATUS | CTRL_VQ | CTRL_RX | VERSION_1 | ACCESS_PLATFORM;
+    pub const USED: u64 = CSUM
+        | GUEST_CSUM
+        | MTU
+        | MAC
+        | GUEST_TSO4
+        | GUEST_TSO6
+        | GUEST_ECN
+        | HOST_TSO4
+        | HOST_TSO6
+        | HOST_ECN
+        | MRG_RXBUF
+        | STATUS
+        | CTRL_VQ
+        | CTRL_RX
+        | MQ
+        | VERSION_1
+        | ACCESS_PLATFORM
+        | RING_PACKED
+        | IN_ORDER
+        | ORDER_PLATFORM
+        | RSS
+        | SPEED_DUPLEX;
 }

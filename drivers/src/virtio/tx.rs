@@ -1,86 +1,95 @@
-//! The sending half of virtio-net (virtio 1.2, 5.1.6.2). Owned by the core that sends.
+//! The sending half of virtio-net (virtio 1.2, 5.1.6.2), compiled for both layouts of rings. Owned by the core that sends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
 use super::desc::NetHdr;
-use super::init::Doorbell;
-use super::ring::Segment;
-use super::stats::{NetFault, Ring, Shared, Side};
+use super::queue::{Doorbell, Parked, Ring, Shared, lie};
+use super::ring::{DriverRing, Segment};
 use crate::burst::Burst;
-use crate::dma::{PacketBuf, PoolCache};
+use crate::dma::{Offload, PacketBuf, PoolCache};
+use crate::nic::fault::{Fault, Side};
+use crate::nic::watchdog::Watchdog;
+use crate::offload::Offloads;
 use crate::pci::Registers;
 use crate::port::TxQueue;
 use crate::stats::{DropReason, SharedStats};
-use crate::tsc;
 
-/// Most pieces of one frame, with its header: 64 KiB.
-const MAX_SEGMENTS: usize = 34;
+/// Most pieces of one frame, with its header: 64 KiB and some.
+const MAX_SEGMENTS: usize = 36;
 /// Completions taken back before a burst: twice what a burst adds, so that a backlog shrinks.
 const REAP: usize = 64;
 const ETHERNET_HEADER: usize = 14;
+/// Longest frame that is to be cut: what an IP length can say, Ethernet header, two tags.
+const MAX_LONG_BYTES: usize = 65_535 + ETHERNET_HEADER + 8;
 /// No offloads, one buffer.
 const PLAIN: [u8; NetHdr::BYTES] = [0; NetHdr::BYTES];
 
-pub(super) struct Tx<B: Registers> {
-    /// `None` only while dropping.
-    ring: Option<Ring>,
-    doorbell: Doorbell<B>,
-    shared: Arc<Shared>,
-    stats: SharedStats,
-    max_frame_bytes: usize,
+/// What a sending half is made of, besides its ring.
+pub(super) struct TxParts<B: Registers> {
+    /// Number of the pair.
+    pub(super) queue: u16,
+    pub(super) doorbell: Doorbell<B>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stats: SharedStats,
+    /// On the wire; a long frame's segments too.
+    pub(super) max_frame_bytes: usize,
+    /// Work the device does.
+    pub(super) does: Offloads,
     /// How long the device may go without completing anything while it has frames.
-    limit_ticks: u64,
-    last_progress: u64,
+    pub(super) limit: Duration,
 }
 
-impl<B: Registers> Tx<B> {
-    pub(super) fn new(
-        ring: Ring,
-        doorbell: Doorbell<B>,
-        shared: Arc<Shared>,
-        stats: SharedStats,
-        max_frame_bytes: usize,
-        limit_ticks: u64,
-    ) -> Self {
-        let last_progress = tsc::now();
-        Tx { ring: Some(ring), doorbell, shared, stats, max_frame_bytes, limit_ticks, last_progress }
+pub(super) struct Tx<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> {
+    /// `None` only while dropping.
+    ring: Option<R>,
+    parts: TxParts<B>,
+    /// Most pieces of one frame that the ring takes.
+    max_pieces: usize,
+    watchdog: Watchdog,
+}
+
+impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> Tx<R, B> {
+    pub(super) fn new(ring: R, parts: TxParts<B>) -> Self {
+        let max_pieces = MAX_SEGMENTS.min(ring.size().into());
+        Tx { ring: Some(ring), max_pieces, watchdog: Watchdog::new(parts.limit), parts }
     }
 
     /// Takes sent buffers back, and watches that the device gets on.
     #[inline(always)]
-    fn reap(&mut self, pool: &mut PoolCache) {
+    fn reap(&mut self, mut free: impl FnMut(PacketBuf)) {
         let Some(ring) = &mut self.ring else { return };
         let was_idle = ring.outstanding() == 0;
-        let reaped = ring.reap(REAP, |frame, _| pool.free(frame));
-        self.watch(was_idle, reaped.map_err(NetFault::Tx));
+        let reaped = ring.reap(REAP, |frame, _| free(frame));
+        let outstanding = ring.outstanding();
+        match reaped {
+            Ok(n) => {
+                // Without a link a device may keep its frames, and that is no hang.
+                let excused = was_idle || self.parts.shared.link_is_down();
+                if self.watchdog.is_hung(excused, n > 0) {
+                    self.hung(outstanding);
+                }
+            }
+            Err(fault) => self.parts.shared.fail(lie(Side::Tx, self.parts.queue, fault)),
+        }
     }
 
-    #[inline(always)]
-    fn watch(&mut self, was_idle: bool, reaped: Result<usize, NetFault>) {
-        let now = tsc::now();
-        match reaped {
-            Ok(0) if was_idle => self.last_progress = now,
-            Ok(0) if now.wrapping_sub(self.last_progress) <= self.limit_ticks => {}
-            Ok(0) => {
-                let n_frames = self.ring.as_ref().map_or(0, |ring| ring.outstanding());
-                self.shared.fail(NetFault::TxHang { n_frames });
-            }
-            Ok(_) => self.last_progress = now,
-            Err(fault) => self.shared.fail(fault),
-        }
+    #[cold]
+    fn hung(&self, n_descriptors: u16) {
+        self.parts.shared.fail(Fault::TxHang { queue: self.parts.queue, n_descriptors });
     }
 
     /// Why nothing can be sent at all, if so.
     #[inline(always)]
     fn closed(&self) -> Option<DropReason> {
-        if self.shared.link_is_down() {
+        if self.parts.shared.link_is_down() {
             return Some(DropReason::LinkDown);
         }
-        match self.shared.fault() {
+        match self.parts.shared.fault() {
             None => None,
-            Some(NetFault::TxHang { .. }) => Some(DropReason::TxTimeout),
+            Some(Fault::TxHang { .. }) => Some(DropReason::TxTimeout),
             Some(_) => Some(DropReason::DeviceError),
         }
     }
@@ -90,26 +99,64 @@ impl<B: Registers> Tx<B> {
     fn unfit(&self, frame: &PacketBuf) -> Option<DropReason> {
         match frame.total_len() {
             n if n < ETHERNET_HEADER => Some(DropReason::Runt),
-            n if n > self.max_frame_bytes => Some(DropReason::Oversize),
-            _ if frame.is_chained() && frame.n_segments() + 1 >= MAX_SEGMENTS => Some(DropReason::Oversize),
+            n if n > self.parts.max_frame_bytes && !self.is_cut_to_fit(frame, n) => {
+                Some(DropReason::Oversize)
+            }
+            _ if n_pieces(frame) > self.max_pieces => Some(DropReason::Oversize),
             _ => None,
         }
     }
+
+    /// A long frame whose segments are short enough.
+    #[cold]
+    fn is_cut_to_fit(&self, frame: &PacketBuf, len_bytes: usize) -> bool {
+        let fits = |work: Offload| {
+            let segment = usize::from(work.hdr_len) + usize::from(work.gso_size);
+            work.is_long() && segment <= self.parts.max_frame_bytes
+        };
+        len_bytes <= MAX_LONG_BYTES && frame.offload().is_some_and(fits)
+    }
+
+    /// Work that a frame brings and that the device doesn't do: such a frame stays with the caller.
+    #[inline(always)]
+    fn is_beyond(&self, frame: &PacketBuf) -> bool {
+        frame.has_offload() && frame.offload().is_some_and(|work| !self.parts.does.contains(work.needs()))
+    }
+}
+
+/// What the device is told about a frame.
+#[inline(always)]
+fn header(frame: &PacketBuf) -> [u8; NetHdr::BYTES] {
+    if frame.has_offload() { header_with_work(frame) } else { PLAIN }
+}
+
+#[inline(never)]
+fn header_with_work(frame: &PacketBuf) -> [u8; NetHdr::BYTES] {
+    let Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset } =
+        frame.offload().unwrap_or_default();
+    NetHdr { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers: 0 }.to_bytes()
 }
 
 /// Puts the header in front: in the headroom, or in a buffer of its own when there is none or somebody else reads
 /// the frame too. Gives the frame back when there is no such buffer.
 #[inline(always)]
 fn with_header(mut frame: PacketBuf, pool: &mut PoolCache) -> Result<PacketBuf, PacketBuf> {
+    let bytes = header(&frame);
     if !needs_header_buffer(&frame) && frame.push_front(NetHdr::BYTES).is_ok() {
-        frame.data_mut()[..NetHdr::BYTES].copy_from_slice(&PLAIN);
+        frame.data_mut()[..NetHdr::BYTES].copy_from_slice(&bytes);
         return Ok(frame);
     }
     let Some(mut header) = pool.alloc() else { return Err(frame) };
-    let fits = header.append(&PLAIN);
+    let fits = header.append(&bytes);
     debug_assert!(fits.is_ok(), "an empty buffer has room for a header");
     header.chain(frame);
     Ok(header)
+}
+
+/// One descriptor a segment, and one for a header that can't be in the headroom.
+#[inline(always)]
+fn n_pieces(frame: &PacketBuf) -> usize {
+    frame.n_segments() + usize::from(needs_header_buffer(frame))
 }
 
 #[inline(always)]
@@ -119,11 +166,16 @@ fn needs_header_buffer(frame: &PacketBuf) -> bool {
 
 /// Gives a frame with its header to the device. The caller has made sure of the descriptors.
 #[inline(always)]
-fn post(ring: &mut Ring, frame: PacketBuf) -> Result<(), PacketBuf> {
+fn post(ring: &mut impl DriverRing<PacketBuf>, frame: PacketBuf) -> Result<(), PacketBuf> {
     if !frame.is_chained() {
         let whole = [Segment::readable(frame.iova().0, frame.len() as u32)];
         return ring.post(&whole, frame);
     }
+    post_chain(ring, frame)
+}
+
+#[inline(never)]
+fn post_chain(ring: &mut impl DriverRing<PacketBuf>, frame: PacketBuf) -> Result<(), PacketBuf> {
     let mut segments = ArrayVec::<Segment, MAX_SEGMENTS>::new();
     for piece in frame.segment_bufs().filter(|piece| piece.len() > 0).take(MAX_SEGMENTS) {
         segments.push(Segment::readable(piece.iova().0, piece.len() as u32));
@@ -131,20 +183,20 @@ fn post(ring: &mut Ring, frame: PacketBuf) -> Result<(), PacketBuf> {
     ring.post(&segments, frame)
 }
 
-impl<B: Registers> TxQueue for Tx<B> {
+impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> TxQueue for Tx<R, B> {
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
-        self.reap(pool);
+        self.reap(|frame| pool.free(frame));
         if let Some(reason) = self.closed() {
             let n = from.free_all(pool);
-            self.stats.dropped(reason, n);
+            self.parts.stats.dropped(reason, n);
             return n;
         }
-        let n_free = self.ring.as_ref().map_or(0, Ring::n_free);
-        // One descriptor a segment, and one for a header that can't be in the headroom.
+        let n_free = self.ring.as_ref().map_or(0, R::n_free);
         let (mut n, mut needed) = (0, 0);
         for frame in from.iter() {
-            needed += frame.n_segments() + usize::from(needs_header_buffer(frame));
-            if needed > n_free {
+            // One that no ring takes is taken, to be dropped.
+            needed += Some(n_pieces(frame)).filter(|n| *n <= self.max_pieces).unwrap_or(0);
+            if needed > n_free || self.is_beyond(frame) {
                 break;
             }
             n += 1;
@@ -152,7 +204,7 @@ impl<B: Registers> TxQueue for Tx<B> {
         let (mut sent, mut bytes) = (0, 0);
         for frame in from.take_front(n) {
             if let Some(reason) = self.unfit(&frame) {
-                self.stats.dropped(reason, 1);
+                self.parts.stats.dropped(reason, 1);
                 pool.free(frame);
                 continue;
             }
@@ -164,7 +216,7 @@ impl<B: Registers> TxQueue for Tx<B> {
             {
                 Ok(()) => (sent, bytes) = (sent + 1, bytes + len),
                 Err((reason, frame)) => {
-                    self.stats.dropped(reason, 1);
+                    self.parts.stats.dropped(reason, 1);
                     pool.free(frame);
                 }
             }
@@ -172,28 +224,30 @@ impl<B: Registers> TxQueue for Tx<B> {
         if let Some(ring) = &mut self.ring
             && ring.publish()
         {
-            self.doorbell.ring();
+            self.parts.doorbell.ring();
         }
-        self.stats.moved(sent, bytes);
+        self.parts.stats.moved(sent, bytes);
         n
     }
 
+    fn offloads(&mut self) -> Offloads {
+        self.parts.does
+    }
+
     fn poll_control(&mut self) {
-        let Some(ring) = &mut self.ring else { return };
-        let was_idle = ring.outstanding() == 0;
-        let reaped = ring.reap(REAP, |frame, _| drop(frame));
-        self.watch(was_idle, reaped.map_err(NetFault::Tx));
+        self.reap(drop);
     }
 
     fn stats(&self) -> SharedStats {
-        self.stats.clone()
+        self.parts.stats.clone()
     }
 }
 
-impl<B: Registers> Drop for Tx<B> {
+impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> Drop for Tx<R, B> {
     fn drop(&mut self) {
         if let Some(ring) = self.ring.take() {
-            self.shared.park(Side::Tx, ring);
+            let tx = Some((self.parts.queue, self.parts.stats.clone()));
+            self.parts.shared.park(Parked { ring: ring.into(), tx });
         }
     }
 }

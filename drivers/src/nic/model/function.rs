@@ -133,6 +133,17 @@ impl<M> Clone for ModelBar<M> {
     }
 }
 
+impl<M: Model> ModelBar<M> {
+    /// Writes and counts, if the device hears it.
+    fn change(&self, offset: usize, write: impl FnOnce(&mut M)) {
+        let mut model = lock(&self.model);
+        if !matches!(model.card().fault, Some(Fault::Deaf | Fault::Gone)) {
+            *model.card().writes.entry(offset).or_default() += 1;
+            write(&mut model);
+        }
+    }
+}
+
 impl<M: Model> Registers for ModelBar<M> {
     fn len_bytes(&self) -> usize {
         self.len_bytes
@@ -152,18 +163,14 @@ impl<M: Model> Registers for ModelBar<M> {
         }
     }
     fn write8(&self, offset: usize, value: u8) {
-        self.write32(offset, value.into());
+        self.change(offset, |model| model.write_narrow(offset, value.into()));
     }
     fn write16(&self, offset: usize, value: u16) {
-        self.write32(offset, value.into());
+        self.change(offset, |model| model.write_narrow(offset, value.into()));
     }
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset + 4 <= self.len_bytes && offset.is_multiple_of(4), "write at {offset:#x}");
-        let mut model = lock(&self.model);
-        if !matches!(model.card().fault, Some(Fault::Deaf | Fault::Gone)) {
-            *model.card().writes.entry(offset).or_default() += 1;
-            model.write(offset, value);
-        }
+        self.change(offset, |model| model.write(offset, value));
     }
 }
 

@@ -141,6 +141,10 @@ pub trait Model: Send + 'static {
     fn read(&mut self, offset: usize) -> u32;
     /// Writes a register, with its side effects.
     fn write(&mut self, offset: usize, value: u32);
+    /// Writes a register of 8 or 16 bits. Most cards have none, and a driver that thinks so has a bug.
+    fn write_narrow(&mut self, offset: usize, _value: u32) {
+        panic!("narrow write at {offset:#x}");
+    }
     /// Works off what the driver and the wire have for it.
     fn step(&mut self);
     /// MSI-X vectors it has.

@@ -36,11 +36,14 @@ pub struct PackedRing<M, T> {
     held: u64,
     /// Ids in the order they were posted, when the device completes in order.
     order: Option<VecDeque<u16>>,
+    /// In order: the completion that was taken in part, and stands for buffers up to its id. Id and length.
+    run: Option<(u16, u32)>,
     event_idx: bool,
     calls: bool,
     fault: Option<RingFault>,
 }
 
+#[inline(always)]
 fn state(len: u32, id: u16, flags: u16) -> u64 {
     u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48
 }
@@ -49,6 +52,11 @@ impl<M: RingMemory, T> PackedRing<M, T> {
     /// Bytes of memory for a ring of `size` entries.
     pub const fn memory_bytes(size: u16) -> usize {
         PackedArea::<M>::len_bytes(size)
+    }
+
+    /// An empty ring of `size` entries at the start of `memory`, as a device has it after a reset.
+    pub fn new(memory: M, size: u16, event_idx: bool) -> Self {
+        Self::starting_at(memory, size, event_idx, 0)
     }
 
     /// An empty ring of `size` entries at the start of `memory`, both sides at slot `first_slot` with wrap counter 1.
@@ -69,6 +77,7 @@ impl<M: RingMemory, T> PackedRing<M, T> {
             used: place,
             held: 0,
             order: None,
+            run: None,
             event_idx,
             calls: false,
             fault: None,
@@ -94,11 +103,13 @@ impl<M: RingMemory, T> PackedRing<M, T> {
     }
 
     /// Descriptors free.
+    #[inline(always)]
     pub fn n_free(&self) -> usize {
         usize::from(self.n_free)
     }
 
     /// Buffers the device has and has not completed as far as we have looked.
+    #[inline(always)]
     pub fn outstanding(&self) -> u16 {
         self.n_out
     }
@@ -130,6 +141,7 @@ impl<M: RingMemory, T> PackedRing<M, T> {
         self.area.set_driver_event(self.used, flags);
     }
 
+    #[inline(always)]
     fn step(&self, place: u16, n: u16) -> u16 {
         let slot = (place & !WRAP) + n;
         match slot.checked_sub(self.size()) {
@@ -143,6 +155,7 @@ impl<M: RingMemory, T> PackedRing<M, T> {
     ///
     /// # Panics
     /// If there are no segments.
+    #[inline(always)]
     pub fn post(&mut self, segments: &[Segment], token: T) -> Result<(), T> {
         assert!(!segments.is_empty(), "a buffer has at least one segment");
         if segments.len() > self.n_free() {
@@ -178,6 +191,7 @@ impl<M: RingMemory, T> PackedRing<M, T> {
     }
 
     /// Shows the device everything posted since the last call, at once. True when it wants a doorbell.
+    #[inline(always)]
     pub fn publish(&mut self) -> bool {
         if self.avail == self.published {
             return false;
@@ -197,23 +211,28 @@ impl<M: RingMemory, T> PackedRing<M, T> {
         }
     }
 
-    /// Takes up to `limit` completions (each at least one buffer), in the device's order; `sink` gets the token and
-    /// the bytes written (0 for a buffer the device only read). After a lie nothing is taken any more.
+    /// Takes up to `limit` completed buffers, in the device's order; `sink` gets the token and the bytes
+    /// written (0 for a buffer the device only read). After a lie nothing is taken any more.
+    #[inline(always)]
     pub fn reap(&mut self, limit: usize, mut sink: impl FnMut(T, u32)) -> Result<usize, RingFault> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let mut n = 0;
         while n < limit && self.n_out > 0 {
-            let word = self.area.state(self.used & !WRAP);
-            let flags = (word >> 48) as u16 & (F_AVAIL | F_USED);
-            if flags != if self.used & WRAP != 0 { F_AVAIL | F_USED } else { 0 } {
-                break;
-            }
-            self.complete((word >> 32) as u16, word as u32, &mut sink).inspect_err(|fault| {
-                self.fault = Some(*fault);
-            })?;
-            n += 1;
+            let (id, len_bytes) = match self.run.take() {
+                Some(run) => run,
+                None => match self.completion() {
+                    Some(completion) => completion,
+                    None => break,
+                },
+            };
+            let taken = if self.order.is_none() {
+                self.complete(id, len_bytes, &mut sink).map(|()| 1)
+            } else {
+                self.complete_run(id, len_bytes, limit - n, &mut sink)
+            };
+            n += taken.inspect_err(|fault| self.fault = Some(*fault))?;
         }
         if self.event_idx && n > 0 {
             self.tell_call_wish();
@@ -221,30 +240,61 @@ impl<M: RingMemory, T> PackedRing<M, T> {
         Ok(n)
     }
 
-    /// One completion: the buffer `id`, and in order every one posted before it.
-    fn complete(&mut self, id: u16, len: u32, sink: &mut impl FnMut(T, u32)) -> Result<(), RingFault> {
+    /// Id and length at the next place, if the device has written them.
+    #[inline(always)]
+    fn completion(&self) -> Option<(u16, u32)> {
+        let word = self.area.state(self.used & !WRAP);
+        let flags = (word >> 48) as u16 & (F_AVAIL | F_USED);
+        let wanted = if self.used & WRAP != 0 { F_AVAIL | F_USED } else { 0 };
+        (flags == wanted).then_some(((word >> 32) as u16, word as u32))
+    }
+
+    /// Takes one buffer back.
+    #[inline(always)]
+    fn complete(&mut self, id: u16, len_bytes: u32, sink: &mut impl FnMut(T, u32)) -> Result<(), RingFault> {
         let ring_size = self.size();
-        loop {
-            let next = match &mut self.order {
-                None => id,
-                Some(order) => order.pop_front().ok_or(RingFault::NeverPosted { id })?,
-            };
-            let Some(slot) = self.slots.get_mut(usize::from(next)) else {
-                return Err(RingFault::IdOutOfRange { id: u32::from(next), ring_size });
-            };
+        let Some(slot) = self.slots.get_mut(usize::from(id)) else {
+            return Err(RingFault::IdOutOfRange { id: u32::from(id), ring_size });
+        };
+        let (token, written_bytes) = slot.take(id, len_bytes)?;
+        let n_descriptors = slot.n_descriptors;
+        self.free_ids.push(id);
+        self.n_free += n_descriptors;
+        self.n_out -= 1;
+        self.used = self.step(self.used, n_descriptors);
+        sink(token, written_bytes);
+        Ok(())
+    }
+
+    /// In order: a completion stands for every buffer posted up to its id, of which `limit` are taken now. Returns how
+    /// many.
+    fn complete_run(
+        &mut self,
+        id: u16,
+        len_bytes: u32,
+        limit: usize,
+        sink: &mut impl FnMut(T, u32),
+    ) -> Result<usize, RingFault> {
+        // Before anything is handed out: is there such a buffer?
+        match self.slots.get(usize::from(id)) {
+            None => return Err(RingFault::IdOutOfRange { id: u32::from(id), ring_size: self.size() }),
+            Some(Slot { token: None, .. }) => return Err(RingFault::NeverPosted { id }),
+            Some(_) => {}
+        }
+        let mut n = 0;
+        while n < limit {
+            let next = self.order.as_mut().and_then(VecDeque::pop_front);
+            let Some(next) = next else { return Err(RingFault::NeverPosted { id }) };
             // One that is stood for was filled, if it was to be written at all.
-            let len = if next == id { len } else { slot.room_bytes.unwrap_or(0) };
-            let (token, written_bytes) = slot.take(next, len)?;
-            let n_descriptors = slot.n_descriptors;
-            self.free_ids.push(next);
-            self.n_free += n_descriptors;
-            self.n_out -= 1;
-            self.used = self.step(self.used, n_descriptors);
-            sink(token, written_bytes);
+            let filled = self.slots[usize::from(next)].room_bytes.unwrap_or(0);
+            self.complete(next, if next == id { len_bytes } else { filled }, sink)?;
+            n += 1;
             if next == id {
-                return Ok(());
+                return Ok(n);
             }
         }
+        self.run = Some((id, len_bytes));
+        Ok(n)
     }
 
     /// Takes everything back that is out. Only for a device that is stopped: it must not touch the

@@ -65,6 +65,22 @@ impl fmt::Display for RingFault {
 
 impl std::error::Error for RingFault {}
 
+impl RingFault {
+    /// What is wrong, and the word the device wrote: for [`Fault::Garbage`](crate::nic::fault::Fault::Garbage).
+    pub const fn what_and_value(&self) -> (&'static str, u64) {
+        match *self {
+            RingFault::IndexJump { to, .. } => ("the used index jumped beyond what is out", to as u64),
+            RingFault::IdOutOfRange { id, .. } => ("a descriptor beyond the ring was completed", id as u64),
+            RingFault::NeverPosted { id } => {
+                ("a descriptor was completed without having been posted", id as u64)
+            }
+            RingFault::LengthOverflow { len_bytes, .. } => {
+                ("a buffer was completed with more bytes than it has", len_bytes as u64)
+            }
+        }
+    }
+}
+
 /// A piece of a buffer, as the device sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment {
@@ -158,6 +174,8 @@ pub struct SplitRing<M, T> {
     used_idx: u16,
     /// Heads in the order they were posted, when the device completes in order.
     order: Option<VecDeque<u16>>,
+    /// In order: the completion that was taken in part, and stands for buffers up to its id. Id and length.
+    run: Option<(u32, u32)>,
     event_idx: bool,
     calls: bool,
     fault: Option<RingFault>,
@@ -190,6 +208,7 @@ impl<M: RingMemory, T> SplitRing<M, T> {
             kicked: first_index,
             used_idx: first_index,
             order: None,
+            run: None,
             event_idx,
             calls: false,
             fault: None,
@@ -341,14 +360,14 @@ impl<M: RingMemory, T> SplitRing<M, T> {
         let n = limit.min(ready as usize);
         let mut n_taken = 0;
         while n_taken < n {
-            let (id, len_bytes) = self.area.used_entry(self.used_idx);
             let taken = if self.order.is_none() {
+                let (id, len_bytes) = self.area.used_entry(self.used_idx);
                 self.complete(id, len_bytes).map(|(token, written_bytes)| {
                     sink(token, written_bytes);
                     1
                 })
             } else {
-                self.complete_run(id, len_bytes, ready - n_taken as u16, &mut sink)
+                self.complete_run(ready - n_taken as u16, (n - n_taken) as u16, &mut sink)
             };
             match taken {
                 Ok(taken) => {
@@ -387,14 +406,24 @@ impl<M: RingMemory, T> SplitRing<M, T> {
         Ok((token, written_bytes))
     }
 
-    /// In order: the element stands for every buffer posted up to `id`, at most `limit`. Returns how many.
+    /// In order: an element stands for every buffer posted up to its id, of which `ready` may be taken at most, and
+    /// `limit` are taken now. Returns how many.
     fn complete_run(
         &mut self,
-        id: u32,
-        len_bytes: u32,
+        ready: u16,
         limit: u16,
         sink: &mut impl FnMut(T, u32),
     ) -> Result<u16, RingFault> {
+        let (id, len_bytes) = match self.run.take() {
+            Some(run) => run,
+            None => self.area.used_entry(self.used_idx),
+        };
+        // Before anything is handed out: is there such a buffer?
+        match self.slots.get(id as usize) {
+            None => return Err(RingFault::IdOutOfRange { id, ring_size: self.size() }),
+            Some(Slot { token: None, .. }) => return Err(RingFault::NeverPosted { id: id as u16 }),
+            Some(_) => {}
+        }
         let mut n = 0;
         while n < limit {
             let Some(head) = self.order.as_mut().and_then(VecDeque::pop_front) else { break };
@@ -408,7 +437,11 @@ impl<M: RingMemory, T> SplitRing<M, T> {
                 return Ok(n);
             }
         }
-        Err(RingFault::NeverPosted { id: id as u16 })
+        if n == ready {
+            return Err(RingFault::NeverPosted { id: id as u16 });
+        }
+        self.run = Some((id, len_bytes));
+        Ok(n)
     }
 
     #[cold]
