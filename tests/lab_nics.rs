@@ -38,6 +38,18 @@ const FAMILIES: &[Family] = &[
         checks: false,
         counts: None,
     },
+    Family {
+        driver: "virtio-net, packed",
+        device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on,packed=on",
+        checks: false,
+        counts: None,
+    },
+    Family {
+        driver: "virtio-net, packed, in order",
+        device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on,packed=on,in_order=on",
+        checks: false,
+        counts: None,
+    },
     Family { driver: "e1000e", device: "e1000e", checks: true, counts: Some(["GPRC", "GPTC"]) },
     Family { driver: "igb", device: "igb", checks: true, counts: Some(["GPRC", "GPTC"]) },
     Family { driver: "e1000", device: "e1000-82545em", checks: false, counts: Some(["GPRC", "GPTC"]) },
@@ -153,7 +165,7 @@ fn boot(lab: &Lab, dir: &Path, rows: &[Row<'_>]) -> Machine {
 
 /// The program wants a huge page for each NIC, and says why.
 fn start_echo(machine: &mut Machine, n_rows: usize) {
-    machine.sh("echo 12 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 8");
+    machine.sh("echo 24 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 16");
     let addresses: Vec<String> = (1..=n_rows).map(|bus| format!("0000:0{bus}:00.0")).collect();
     let script = "mkdir -p /run/echo; rm -f /run/echo/stop /run/echo/log; nic_echo /run/echo";
     machine.sh(&format!("{script} {} >/run/echo/log 2>&1 & sleep 0.1", addresses.join(" ")));
@@ -213,6 +225,14 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     println!("{log}");
     for (n, row) in rows.iter().enumerate().filter(|(_, row)| row.family.checks) {
         assert!(counter(&log, n, "link_interrupts") > 0, "{}: {log}", row.family.driver);
+    }
+
+    for (n, row) in rows.iter().enumerate() {
+        let accepted = counter(&log, n, "driver_features");
+        for (option, bit) in [("packed=on", 34), ("in_order=on", 35)] {
+            let wanted = row.family.device.contains(option);
+            assert_eq!(accepted >> bit & 1 == 1, wanted, "{}: {accepted:#x}", row.family.driver);
+        }
     }
 
     // Given back, and taken again.

@@ -468,7 +468,9 @@ impl<F: PciFunction> Device for VirtioNet<F> {
     }
 
     fn device_counters(&mut self) -> Vec<(&'static str, u64)> {
-        counters::rows(&self.events, &self.checksums)
+        let mut rows = counters::rows(&self.events, &self.checksums);
+        rows.push(("driver_features", self.features));
+        rows
     }
 }
 
