@@ -296,10 +296,9 @@ fn packets(line: Option<&str>) -> u64 {
 /// Frames flow while each device is started anew; afterwards all is exact again.
 fn reset_under_load(machine: &mut Machine, rows: &mut [Row<'_>]) {
     for round in 0..2 {
-        for n in 0..rows.len() {
+        for (n, row) in rows.iter_mut().enumerate() {
             machine.sh(&format!("touch /run/echo/restart-{n}"));
             let end = Instant::now() + Duration::from_millis(500);
-            let row = &mut rows[n];
             while Instant::now() < end {
                 let frame = Frame::numbered(row.mac, FAR, None, row.sent, 1000);
                 // The NIC takes none while it is down; they wait, or the socket is full.
