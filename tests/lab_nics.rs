@@ -52,8 +52,22 @@ const FAMILIES: &[Family] = &[
     },
     Family { driver: "e1000e", device: "e1000e", checks: true, counts: Some(["GPRC", "GPTC"]) },
     Family { driver: "igb", device: "igb", checks: true, counts: Some(["GPRC", "GPTC"]) },
+    Family { driver: "igbvf", device: "igb", checks: true, counts: Some(["VFGPRC", "VFGPTC"]) },
     Family { driver: "e1000", device: "e1000-82545em", checks: false, counts: Some(["GPRC", "GPTC"]) },
 ];
+
+impl Family {
+    /// It is a virtual function of the device, which itself the guest's kernel drives.
+    fn is_virtual_function(&self) -> bool {
+        self.driver.ends_with("vf")
+    }
+
+    /// Frames that may be under way. A card with virtual functions drops what one of them has no descriptors for
+    /// (Linux tells it to); the others let frames wait on the wire.
+    fn most_at_once(&self) -> usize {
+        if self.is_virtual_function() { 256 } else { usize::MAX }
+    }
+}
 
 /// One NIC at its cable.
 struct Row<'a> {
@@ -68,8 +82,13 @@ impl Row<'_> {
     /// Sends `n` frames and takes as many back: each exactly once, in order. What the program saw of them
     /// is told when they don't come.
     fn burst(&mut self, machine: &mut Machine, n: usize, payload_len: usize) {
-        if let Err(what) = self.try_burst(n, payload_len) {
-            panic!("{}: {what}\n{}", self.family.driver, stop_echo(machine));
+        let mut left = n;
+        while left > 0 {
+            let some = left.min(self.family.most_at_once());
+            if let Err(what) = self.try_burst(some, payload_len) {
+                panic!("{}: {what}\n{}", self.family.driver, stop_echo(machine));
+            }
+            left -= some;
         }
     }
 
@@ -155,6 +174,9 @@ fn set_link(qmp: &mut Qmp, n: usize, up: bool) {
 fn boot(lab: &Lab, dir: &Path, rows: &[Row<'_>]) -> Machine {
     let echo = driver_example("nic_echo");
     let mut builder = Builder::new(lab, "nics").memory_mib(512).viommu().program("bin/nic_echo", &echo);
+    if rows.iter().any(|row| row.family.is_virtual_function()) {
+        builder = builder.module("igb");
+    }
     for row in rows {
         builder = builder.nic(row.family.device, &format!("n{}", row.n), &row.mac.to_string(), &row.wire);
     }
@@ -163,12 +185,40 @@ fn boot(lab: &Lab, dir: &Path, rows: &[Row<'_>]) -> Machine {
         .boot(dir)
 }
 
+/// Has the guest's kernel make one virtual function of each card that a row is one of; what there is to echo.
+fn addresses(machine: &mut Machine, rows: &[Row<'_>]) -> Vec<String> {
+    let address = |row: &Row<'_>| {
+        let card = format!("0000:0{}:00.0", row.n + 1);
+        if !row.family.is_virtual_function() {
+            return card;
+        }
+        let function = machine.sh(&format!(
+            "cd /sys/bus/pci/devices/{card}
+             echo 1 >sriov_numvfs
+             echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 # the card itself says nothing
+             ip link set $(ls net) up
+             basename $(readlink virtfn0)"
+        ));
+        function.trim().to_owned()
+    };
+    rows.iter().map(address).collect()
+}
+
 /// The program wants a huge page for each NIC, and says why.
-fn start_echo(machine: &mut Machine, n_rows: usize) {
+fn start_echo(machine: &mut Machine, addresses: &[String]) {
     machine.sh("echo 24 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 16");
-    let addresses: Vec<String> = (1..=n_rows).map(|bus| format!("0000:0{bus}:00.0")).collect();
     let script = "mkdir -p /run/echo; rm -f /run/echo/stop /run/echo/log; nic_echo /run/echo";
     machine.sh(&format!("{script} {} >/run/echo/log 2>&1 & sleep 0.1", addresses.join(" ")));
+}
+
+/// A virtual function has the address that its driver chose.
+fn learn_addresses(machine: &mut Machine, rows: &mut [Row<'_>]) {
+    let log = machine.sh("cat /run/echo/log");
+    for row in rows.iter_mut().filter(|row| row.family.is_virtual_function()) {
+        let lead = format!("nic {}: {} mac Some(", row.n, row.family.driver);
+        let mac = log.lines().find_map(|line| line.strip_prefix(&lead)?.strip_suffix(')')?.parse().ok());
+        row.mac = mac.expect("the program says which address");
+    }
 }
 
 fn stop_echo(machine: &mut Machine) -> String {
@@ -197,8 +247,10 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     };
     let mut rows: Vec<Row<'_>> = FAMILIES.iter().enumerate().map(row).collect();
     let mut machine = boot(&lab, dir.path(), &rows);
-    start_echo(&mut machine, rows.len());
+    let addresses = addresses(&mut machine, &rows);
+    start_echo(&mut machine, &addresses);
     log_says(&mut machine, "started", rows.len());
+    learn_addresses(&mut machine, &mut rows);
     log_says(&mut machine, "link Up", rows.len());
     rows.iter_mut().for_each(Row::wait_up);
     // From here on every frame is counted: the last start of each device sees these and no others.
@@ -236,8 +288,9 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     }
 
     // Given back, and taken again.
-    start_echo(&mut machine, rows.len());
+    start_echo(&mut machine, &addresses);
     log_says(&mut machine, "link Up", rows.len());
+    learn_addresses(&mut machine, &mut rows);
     rows.iter_mut().for_each(Row::wait_up);
     rows.iter_mut().for_each(|row| row.burst(&mut machine, 33, 1500));
     let log = stop_echo(&mut machine);

@@ -24,6 +24,8 @@ const IPV4_UDP: [u8; 3] = [8, 0, 0x45];
 /// IPv4 header without options.
 const UDP_AT: usize = 34;
 const UDP_CHECK: usize = 6;
+/// The one VLAN that a virtual function asks for.
+const VLAN: u16 = 100;
 const MARKED_PORT: [u8; 2] = 4242u16.to_be_bytes();
 
 fn main() {
@@ -60,6 +62,7 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         sysfs::bind(*address, &options)?;
         let mut nic = nic::open(vfio::open(&space, address)?, &space)?;
         nic.set_promiscuous(true)?;
+        nic.set_vlans(&[VLAN])?;
         let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
         let cache = pool.cache();

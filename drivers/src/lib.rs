@@ -9,6 +9,7 @@ pub mod dma;
 pub mod e1000;
 pub mod fault;
 pub mod igb;
+pub mod igbvf;
 pub mod intel;
 pub mod ixgbe;
 pub mod mac;

@@ -170,6 +170,12 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// VLANs whose tagged frames it receives. Only a device behind somebody else's filter (a virtual function) has to be
+    /// told; the others receive those of all.
+    fn set_vlans(&mut self, _vids: &[u16]) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// Resets, initialises and starts the device with `n_queue_pairs` queues that receive into
     /// buffers of `pool`, spread over them by flow (RSS) where the card can. Promiscuous mode and filters set before are restored. At most one
     /// set of queues exists at a time.

@@ -32,6 +32,13 @@ pub trait RxFormat: Send + 'static {
 
     /// Meaningful in the descriptor with [`LAST`](Self::LAST).
     fn checksum(word: u64) -> Checksum;
+
+    /// In the same descriptor: the VLAN tag (TCI) that the card took off the frame. None from cards that are told to
+    /// leave it there.
+    #[inline(always)]
+    fn stripped_tag(_word: u64) -> Option<u16> {
+        None
+    }
 }
 
 /// How the card takes transmit descriptors.

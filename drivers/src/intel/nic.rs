@@ -41,7 +41,7 @@ pub struct Limits {
     pub n_exact_filters: usize,
     /// Descriptors of each ring.
     pub ring_size: u16,
-    /// MSI-X vectors it wants; 0: the link is polled. The last one signals the link.
+    /// MSI-X vectors it wants; 0: the link is polled. Any of them tells of the link.
     pub n_vectors: usize,
 }
 
@@ -89,6 +89,14 @@ pub trait Chip: Sized + Send + 'static {
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError>;
     /// The link now.
     fn link(&mut self) -> Link;
+    /// Why it has to be started anew, if something outside of it took away what it had been set up with.
+    fn trouble(&mut self) -> Option<&'static str> {
+        None
+    }
+    /// What it counts itself.
+    fn own_counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
     /// After the link's vector fired: makes it fire again at the next change.
     fn acknowledge(&mut self);
     /// True when its registers read as all ones.
@@ -121,8 +129,8 @@ pub struct IntelNic<F: PciFunction, C: Chip<Bar = F::Bar>> {
     space: DmaSpace,
     mac: MacAddr,
     wanted: Wanted,
-    /// The link's vector; `None` when it is polled.
-    interrupt: Option<Interrupt>,
+    /// The link's vectors; none when it is polled.
+    interrupts: Vec<Interrupt>,
     link: Link,
     looks: u32,
     rx_stats: Vec<SharedStats>,
@@ -155,7 +163,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
             space: space.clone(),
             mac,
             wanted: Wanted::default(),
-            interrupt: None,
+            interrupts: Vec::new(),
             link: Link::Down { reason: "not started".into() },
             looks: 0,
             rx_stats: stats(),
@@ -215,7 +223,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
     }
 
     fn n_vectors(&self) -> usize {
-        if self.interrupt.is_some() { self.chip.limits().n_vectors } else { 0 }
+        self.interrupts.len()
     }
 
     fn ring(&self, what: &str) -> Result<DescRing, PortError> {
@@ -316,9 +324,12 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
 
     /// True when the link may have changed since the last look.
     fn link_may_have_changed(&mut self) -> bool {
-        let Some(interrupt) = &self.interrupt else { return true };
+        if self.interrupts.is_empty() {
+            return true;
+        }
         self.looks += 1;
-        if interrupt.fired() {
+        // Each is looked at: that is what makes it ready to fire again.
+        if self.interrupts.iter().fold(false, |any, vector| vector.fired() | any) {
             self.chip.acknowledge();
             self.events.link_interrupts += 1;
             return true;
@@ -372,6 +383,12 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
         Ok(())
     }
 
+    fn set_vlans(&mut self, vids: &[u16]) -> Result<(), PortError> {
+        self.wanted.vlans = vids.to_vec();
+        self.refilter();
+        Ok(())
+    }
+
     fn start(&mut self, pool: &Pool, n_queue_pairs: u16) -> Result<Queues, PortError> {
         if self.running.is_some() {
             return Err(self.error("it is started already", "stop it first"));
@@ -385,10 +402,10 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
         if self.chip.is_gone() {
             self.chip.remap(&self.function)?;
         }
-        if self.interrupt.is_none() && limits.n_vectors > 0 {
+        if self.interrupts.is_empty() && limits.n_vectors > 0 {
             let vectors = self.function.enable_msix(limits.n_vectors)?;
             let all = vectors.len() == limits.n_vectors;
-            self.interrupt = vectors.into_iter().next_back().filter(|_| all).map(Interrupt::new);
+            self.interrupts = vectors.into_iter().filter(|_| all).map(Interrupt::new).collect();
         }
         let shared = Arc::new(Shared::new(limits.driver));
         let brought_up = self.bring_up(&shared, pool, n_queue_pairs);
@@ -415,10 +432,12 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
         if self.chip.is_gone() {
             return self.vanished();
         }
-        match self.fault() {
-            Some(fault) => {
+        let trouble = self.running.as_ref().and_then(|_| self.chip.trouble());
+        let reason = self.fault().map(|fault| fault.to_string()).or(trouble.map(String::from));
+        match reason {
+            Some(reason) => {
                 self.events.faults += 1;
-                Health::NeedsRestart(fault.to_string())
+                Health::NeedsRestart(reason)
             }
             None => Health::Ok,
         }
@@ -441,6 +460,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
             ("promiscuous_fallbacks", promiscuous_fallbacks),
             ("invalid_mac", invalid_mac),
         ]);
+        counters.extend(self.chip.own_counters());
         counters
     }
 }

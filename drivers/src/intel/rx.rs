@@ -177,6 +177,21 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     }
 }
 
+/// Puts a VLAN tag back where the card took it off; how many bytes longer the frame is.
+fn put_back(frame: &mut PacketBuf, tag: u16) -> u64 {
+    const ADDRESSES: usize = 12;
+    const TAG_BYTES: usize = 4;
+    if frame.len() < ADDRESSES || frame.push_front(TAG_BYTES).is_err() {
+        debug_assert!(false, "a buffer of a card has its whole headroom, and a frame its header");
+        return 0;
+    }
+    let bytes = frame.data_mut();
+    bytes.copy_within(TAG_BYTES..TAG_BYTES + ADDRESSES, 0);
+    let [high, low] = tag.to_be_bytes();
+    bytes[ADDRESSES..ADDRESSES + TAG_BYTES].copy_from_slice(&[0x81, 0, high, low]);
+    TAG_BYTES as u64
+}
+
 impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
         if self.shared.fault().is_some() {
@@ -225,6 +240,9 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
                 }
                 continue;
             };
+            if let Some(tag) = F::stripped_tag(word) {
+                bytes += put_back(&mut frame, tag);
+            }
             match F::checksum(word) {
                 Checksum::Unknown => {}
                 Checksum::Right => {

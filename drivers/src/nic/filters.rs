@@ -11,11 +11,13 @@ pub struct Wanted {
     pub all_multicast: bool,
     /// Further unicast addresses.
     pub unicast: Vec<MacAddr>,
+    /// VLANs, for a card that has to be told.
+    pub vlans: Vec<u16>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Wanted { promiscuous: false, all_multicast: true, unicast: Vec::new() }
+        Wanted { promiscuous: false, all_multicast: true, unicast: Vec::new(), vlans: Vec::new() }
     }
 }
 
@@ -28,6 +30,8 @@ pub struct Program {
     pub all_multicast: bool,
     /// Exact filters, the NIC's own address first.
     pub exact: Vec<MacAddr>,
+    /// VLANs.
+    pub vlans: Vec<u16>,
     /// More addresses were wanted than the card can hold, so it takes all.
     pub fell_back: bool,
 }
@@ -47,6 +51,7 @@ pub fn program(own: Option<MacAddr>, wanted: &Wanted, n_exact: usize) -> Program
         promiscuous: wanted.promiscuous || fell_back,
         all_multicast: wanted.all_multicast || wanted.promiscuous,
         exact,
+        vlans: wanted.vlans.clone(),
         fell_back,
     }
 }
@@ -86,7 +91,12 @@ mod tests {
 
     #[test]
     fn wanted_promiscuous_is_no_fallback_and_takes_groups_too() {
-        let wanted = Wanted { promiscuous: true, all_multicast: false, unicast: (2..40).map(mac).collect() };
+        let wanted = Wanted {
+            promiscuous: true,
+            all_multicast: false,
+            unicast: (2..40).map(mac).collect(),
+            vlans: vec![],
+        };
         let got = program(Some(mac(1)), &wanted, 16);
         assert_eq!((got.promiscuous, got.all_multicast, got.fell_back), (true, true, false));
     }

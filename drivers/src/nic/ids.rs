@@ -11,6 +11,8 @@ pub enum Family {
     E1000e,
     /// 82576, I350, I210, I211.
     Igb,
+    /// Virtual functions of the 82576 and the I350.
+    Igbvf,
     /// 82599, X540, X550.
     Ixgbe,
 }
@@ -23,6 +25,7 @@ impl Family {
             Family::E1000 => "e1000",
             Family::E1000e => "e1000e",
             Family::Igb => "igb",
+            Family::Igbvf => "igbvf",
             Family::Ixgbe => "ixgbe",
         }
     }
@@ -58,6 +61,8 @@ pub const TABLE: &[(u16, u16, Family, &str)] = &[
     (INTEL, 0x157b, Family::Igb, "I210, without flash"),
     (INTEL, 0x157c, Family::Igb, "I210, backplane, without flash"),
     (INTEL, 0x1539, Family::Igb, "I211"),
+    (INTEL, 0x10ca, Family::Igbvf, "82576, virtual function"),
+    (INTEL, 0x1520, Family::Igbvf, "I350, virtual function"),
     (INTEL, 0x10fb, Family::Ixgbe, "82599, SFP+"),
     (INTEL, 0x10f7, Family::Ixgbe, "82599, KX4"),
     (INTEL, 0x1517, Family::Ixgbe, "82599, KR"),

@@ -4,7 +4,7 @@ use super::ids::{self, Family};
 use crate::dma::DmaSpace;
 use crate::pci::PciFunction;
 use crate::port::{Device, PortError};
-use crate::{e1000, igb, ixgbe, virtio};
+use crate::{e1000, igb, igbvf, ixgbe, virtio};
 
 /// Opens the device of a function by its PCI id, without starting it. No DMA yet.
 pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<Box<dyn Device>, PortError> {
@@ -23,6 +23,8 @@ pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<B
         Family::E1000 => Box::new(e1000::open_8254x(function, space)?),
         Family::E1000e => Box::new(e1000::open_82574(function, space)?),
         Family::Igb => Box::new(igb::open(function, space)?),
+        Family::Igbvf if device == igbvf::I350_VF => Box::new(igbvf::open_i350(function, space)?),
+        Family::Igbvf => Box::new(igbvf::open_82576(function, space)?),
         Family::Ixgbe => Box::new(ixgbe::open(function, space)?),
     })
 }

@@ -39,6 +39,8 @@ pub trait Subject: Sized + 'static {
     const LINK_INTERRUPTS: u64;
     /// The register that chooses the descriptor format, as its error begins.
     const FORMAT: &'static str;
+    /// How the error of a reset that never ends reads.
+    const RESET_LATE: &'static str = "CTRL & 0x04000000 did not become 0x00000000";
     /// A frame's worth of a good octets counter besides the frame itself: the FCS, where it is counted.
     const COUNTED_FCS: u64 = 4;
 
