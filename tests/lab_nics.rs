@@ -279,6 +279,10 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
         assert!(counter(&log, n, "link_interrupts") > 0, "{}: {log}", row.family.driver);
     }
 
+    for (n, _) in rows.iter().enumerate().filter(|(_, row)| row.family.is_virtual_function()) {
+        let [refusals, starts] = ["pf_refusals", "starts"].map(|name| counter(&log, n, name));
+        assert_eq!(refusals, starts, "Linux refuses to be promiscuous for it, and grants all else: {log}");
+    }
     for (n, row) in rows.iter().enumerate() {
         let accepted = counter(&log, n, "driver_features");
         for (option, bit) in [("packed=on", 34), ("in_order=on", 35)] {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use spp_drivers::Burst;
+use spp_drivers::MacAddr;
 use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use spp_drivers::offload::{F_NEEDS_CSUM, Offload, Offloads, checksum};
 use spp_drivers::pci::PciAddress;
@@ -24,6 +25,8 @@ const IPV4_UDP: [u8; 3] = [8, 0, 0x45];
 /// IPv4 header without options.
 const UDP_AT: usize = 34;
 const UDP_CHECK: usize = 6;
+/// An address besides a NIC's own, for those that have to ask for it.
+const FURTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x77]);
 /// The one VLAN that a virtual function asks for.
 const VLAN: u16 = 100;
 const MARKED_PORT: [u8; 2] = 4242u16.to_be_bytes();
@@ -62,6 +65,7 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         sysfs::bind(*address, &options)?;
         let mut nic = nic::open(vfio::open(&space, address)?, &space)?;
         nic.set_promiscuous(true)?;
+        nic.set_unicast(&[FURTHER])?;
         nic.set_vlans(&[VLAN])?;
         let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());

@@ -87,7 +87,8 @@ impl<const I350: bool, B: Registers> Igbvf<I350, B> {
         if more.is_empty() {
             return true;
         }
-        self.ask(Request::ClearMacFilters) && more.iter().all(|mac| self.ask(Request::AddMacFilter(*mac)))
+        self.ask(Request::ClearMacFilters(*own))
+            && more.iter().all(|mac| self.ask(Request::AddMacFilter(*mac)))
     }
 
     fn ask_for_vlans(&mut self, wanted: &[u16]) {

@@ -31,8 +31,8 @@ pub enum Request {
     Reset,
     /// Its own address.
     SetMac(MacAddr),
-    /// No further addresses.
-    ClearMacFilters,
+    /// No further addresses. The one it brings means nothing, but Linux wants it to be one a card can have.
+    ClearMacFilters(MacAddr),
     /// One further address.
     AddMacFilter(MacAddr),
     /// No groups by hash.
@@ -59,7 +59,7 @@ impl Request {
         match *self {
             Request::Reset => [1, 0, 0],
             Request::SetMac(mac) => address(2, mac),
-            Request::ClearMacFilters => [2 | 1 << 16, 0, 0],
+            Request::ClearMacFilters(any) => address(2 | 1 << 16, any),
             Request::AddMacFilter(mac) => address(2 | 2 << 16, mac),
             Request::ClearGroups => [3, 0, 0],
             Request::SetVlan(vid, on) => [4 | bit(on, 1 << 16), vid.into(), 0],

@@ -154,6 +154,7 @@ impl Pf {
                 self.mac = self.mac.or(Some(address));
                 takes
             }
+            (2, _) if address.0 == [0; 6] || address.0[0] & 1 == 1 => false,
             (2, 1) => {
                 self.granted.more.clear();
                 true
