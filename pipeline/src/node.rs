@@ -283,6 +283,7 @@ impl Node {
         self.board.forget_all_but(&self.topology);
         // What is left in a ring that nobody serves must not come out when somebody does again.
         (0..self.nics.len() as u32).for_each(|number| self.board.purge(PortName::Local(number)));
+        self.nics.iter_mut().zip(self.topology.vfs()).for_each(|(nic, vf)| nic.serve(vf.served()));
         self.unsettled = None;
         Ok(())
     }

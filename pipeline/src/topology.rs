@@ -117,6 +117,18 @@ pub struct Vf {
     pub seen: BTreeSet<PortName>,
 }
 
+impl Vf {
+    /// Whose frames its NIC has to let in: the unicast addresses and the VLANs of its entries, each once.
+    pub fn served(&self) -> (BTreeSet<MacAddr>, BTreeSet<u16>) {
+        let address = |entry: &Entry| match entry.dst {
+            Dst::Mac(mac) if !mac.is_group() => Some(mac),
+            _ => None,
+        };
+        let addresses = self.entries.iter().filter_map(address).collect();
+        (addresses, self.entries.iter().filter_map(|entry| entry.vid).collect())
+    }
+}
+
 /// The whole node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {

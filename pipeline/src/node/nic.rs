@@ -1,8 +1,9 @@
 //! A NIC of the node: its device, its life after faults, its counters over all of that life.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use spp_drivers::MacAddr;
 use spp_drivers::dma::Pool;
 use spp_drivers::port::{Device, Health, Link, PortError, Queues};
 use spp_drivers::stats::SharedStats;
@@ -34,6 +35,8 @@ pub(super) struct Nic {
     pause: Duration,
     restarts: u64,
     link: Option<Link>,
+    /// Addresses and VLANs the device was last told of.
+    served: (BTreeSet<MacAddr>, BTreeSet<u16>),
     /// Queue pairs it is started with.
     n_queue_pairs: u16,
     /// Of its queue pairs while somebody has them.
@@ -54,6 +57,7 @@ impl Nic {
             pause: FIRST_PAUSE,
             restarts: 0,
             link: None,
+            served: Default::default(),
             n_queue_pairs,
             stats: None,
             before: Default::default(),
@@ -100,6 +104,22 @@ impl Nic {
         parked.tx.extend(self.ports().zip(queues.tx));
         self.state = State::Running { since: Instant::now() };
         Ok(())
+    }
+
+    /// Tells the device whose frames it has to let in. One that takes every frame has all of them anyway; a virtual function
+    /// is refused that, and gets what it asked for by address and VLAN.
+    pub fn serve(&mut self, served: (BTreeSet<MacAddr>, BTreeSet<u16>)) {
+        if self.served == served {
+            return;
+        }
+        let addresses: Vec<MacAddr> = served.0.iter().copied().collect();
+        let vids: Vec<u16> = served.1.iter().copied().collect();
+        for told in [self.device.set_unicast(&addresses), self.device.set_vlans(&vids)] {
+            if let Err(error) = told {
+                tracing::warn!(nic = %self.owner, %error, "filters not set: frames to guests may not come through");
+            }
+        }
+        self.served = served;
     }
 
     /// Stops the device, with those of its queues that are parked.

@@ -31,6 +31,9 @@ struct Knobs {
     holds: AtomicBool,
     /// Its receiving half panics, once.
     panics: AtomicBool,
+    /// Addresses and VLANs it was last told of.
+    unicast: Mutex<Vec<MacAddr>>,
+    vlans: Mutex<Vec<u16>>,
 }
 
 impl Knobs {
@@ -90,6 +93,14 @@ impl Device for Breakable {
         Link::Up { speed_mbps: 10 }
     }
     fn set_promiscuous(&mut self, _on: bool) -> Result<(), PortError> {
+        Ok(())
+    }
+    fn set_unicast(&mut self, addresses: &[MacAddr]) -> Result<(), PortError> {
+        *self.0.unicast.lock().unwrap() = addresses.to_vec();
+        Ok(())
+    }
+    fn set_vlans(&mut self, vids: &[u16]) -> Result<(), PortError> {
+        *self.0.vlans.lock().unwrap() = vids.to_vec();
         Ok(())
     }
     fn start(&mut self, _pool: &Pool, _n: u16) -> Result<Queues, PortError> {
@@ -276,4 +287,20 @@ fn vhost_socket_that_can_not_be_made_fails_the_node_naming_it() {
     };
     let error = Node::start(config, options).err().expect("there is no such directory").to_string();
     assert!(error.contains("sock0"), "{error}");
+}
+
+#[test]
+fn nic_is_told_the_addresses_and_vlans_of_its_plugged_guests_and_of_no_others() {
+    let site = Site::new();
+    let knobs = Arc::new(Knobs::default());
+    let mut node = node(&site, &knobs).unwrap();
+    let told = || (knobs.unicast.lock().unwrap().clone(), knobs.vlans.lock().unwrap().clone());
+    node.plug(&plug(0, Some(100))).unwrap();
+    assert_eq!(told(), (vec![mac(0)], vec![100]));
+    node.plug(&plug(1, Some(7))).unwrap();
+    assert_eq!(told(), (vec![mac(0)], vec![100]), "vhost 1 is the other NIC's");
+    node.unplug(0).unwrap();
+    assert_eq!(told(), (vec![], vec![]));
+    node.plug(&plug(0, None)).unwrap();
+    assert_eq!(told(), (vec![mac(0)], vec![]));
 }
