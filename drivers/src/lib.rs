@@ -25,6 +25,7 @@ mod sync;
 pub mod tsc;
 pub mod vfio;
 pub mod virtio;
+pub mod vmxnet3;
 
 pub use burst::{BURST, Burst};
 pub use mac::MacAddr;

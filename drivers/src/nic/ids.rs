@@ -15,6 +15,8 @@ pub enum Family {
     Igbvf,
     /// 82599, X540, X550.
     Ixgbe,
+    /// vmxnet3.
+    Vmxnet3,
 }
 
 impl Family {
@@ -27,17 +29,20 @@ impl Family {
             Family::Igb => "igb",
             Family::Igbvf => "igbvf",
             Family::Ixgbe => "ixgbe",
+            Family::Vmxnet3 => "vmxnet3",
         }
     }
 }
 
 const INTEL: u16 = 0x8086;
 const VIRTIO: u16 = 0x1af4;
+const VMWARE: u16 = 0x15ad;
 
 /// Vendor, device, driver, what it is.
 pub const TABLE: &[(u16, u16, Family, &str)] = &[
     (VIRTIO, 0x1041, Family::VirtioNet, "virtio-net"),
     (VIRTIO, 0x1000, Family::VirtioNet, "virtio-net, transitional"),
+    (VMWARE, 0x07b0, Family::Vmxnet3, "vmxnet3"),
     (INTEL, 0x100e, Family::E1000, "82540EM"),
     (INTEL, 0x100f, Family::E1000, "82545EM"),
     (INTEL, 0x10d3, Family::E1000e, "82574L"),

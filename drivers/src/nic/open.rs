@@ -4,7 +4,7 @@ use super::ids::{self, Family};
 use crate::dma::DmaSpace;
 use crate::pci::PciFunction;
 use crate::port::{Device, PortError};
-use crate::{e1000, igb, igbvf, ixgbe, virtio};
+use crate::{e1000, igb, igbvf, ixgbe, virtio, vmxnet3};
 
 /// Opens the device of a function by its PCI id, without starting it. No DMA yet.
 pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<Box<dyn Device>, PortError> {
@@ -26,5 +26,6 @@ pub fn open<F: PciFunction + 'static>(function: F, space: &DmaSpace) -> Result<B
         Family::Igbvf if device == igbvf::I350_VF => Box::new(igbvf::open_i350(function, space)?),
         Family::Igbvf => Box::new(igbvf::open_82576(function, space)?),
         Family::Ixgbe => Box::new(ixgbe::open(function, space)?),
+        Family::Vmxnet3 => Box::new(vmxnet3::open(function, space)?),
     })
 }

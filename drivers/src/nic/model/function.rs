@@ -21,9 +21,11 @@ fn lock<M>(model: &Held<M>) -> MutexGuard<'_, M> {
 /// What the driver opens.
 pub struct ModelFunction<M>(Held<M>);
 
-/// The model's BAR.
+/// One of the model's BARs.
 pub struct ModelBar<M> {
     model: Held<M>,
+    /// Where the model numbers its registers from.
+    base: usize,
     len_bytes: usize,
 }
 
@@ -129,7 +131,7 @@ impl Drop for Running {
 
 impl<M> Clone for ModelBar<M> {
     fn clone(&self) -> Self {
-        ModelBar { model: self.model.clone(), len_bytes: self.len_bytes }
+        ModelBar { model: self.model.clone(), base: self.base, len_bytes: self.len_bytes }
     }
 }
 
@@ -138,7 +140,7 @@ impl<M: Model> ModelBar<M> {
     fn change(&self, offset: usize, write: impl FnOnce(&mut M)) {
         let mut model = lock(&self.model);
         if !matches!(model.card().fault, Some(Fault::Deaf | Fault::Gone)) {
-            *model.card().writes.entry(offset).or_default() += 1;
+            *model.card().writes.entry(self.base + offset).or_default() += 1;
             write(&mut model);
         }
     }
@@ -159,18 +161,18 @@ impl<M: Model> Registers for ModelBar<M> {
         let mut model = lock(&self.model);
         match model.card().fault {
             Some(Fault::Deaf | Fault::Gone) => u32::MAX,
-            _ => model.read(offset),
+            _ => model.read(self.base + offset),
         }
     }
     fn write8(&self, offset: usize, value: u8) {
-        self.change(offset, |model| model.write_narrow(offset, value.into()));
+        self.change(offset, |model| model.write_narrow(self.base + offset, value.into()));
     }
     fn write16(&self, offset: usize, value: u16) {
-        self.change(offset, |model| model.write_narrow(offset, value.into()));
+        self.change(offset, |model| model.write_narrow(self.base + offset, value.into()));
     }
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset + 4 <= self.len_bytes && offset.is_multiple_of(4), "write at {offset:#x}");
-        self.change(offset, |model| model.write(offset, value));
+        self.change(offset, |model| model.write(self.base + offset, value));
     }
 }
 
@@ -199,8 +201,11 @@ impl<M: Model> PciFunction for ModelFunction<M> {
 
     fn map_bar(&self, index: u8) -> Result<ModelBar<M>, PortError> {
         let (number, len_bytes) = lock(&self.0).bar();
+        let bars = [Some((number, len_bytes, 0)), lock(&self.0).second_bar()];
         let absent = || PortError::new(self.address(), format!("it has no BAR {index}"), "");
-        (index == number).then(|| ModelBar { model: self.0.clone(), len_bytes }).ok_or_else(absent)
+        let (_, len_bytes, base) =
+            bars.into_iter().flatten().find(|bar| bar.0 == index).ok_or_else(absent)?;
+        Ok(ModelBar { model: self.0.clone(), base, len_bytes })
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), PortError> {

@@ -129,7 +129,7 @@ impl Card {
     }
 }
 
-/// A device in software: one BAR of 32-bit registers, and what it does with them.
+/// A device in software: one BAR of 32-bit registers, or two, and what it does with them.
 pub trait Model: Send + 'static {
     /// The common parts.
     fn card(&mut self) -> &mut Card;
@@ -137,6 +137,11 @@ pub trait Model: Send + 'static {
     fn config(&self) -> [u8; 256];
     /// Number and length of its BAR.
     fn bar(&self) -> (u8, usize);
+    /// A second BAR: its number, its length, and where [`read`](Self::read) and [`write`](Self::write) number its
+    /// registers from.
+    fn second_bar(&self) -> Option<(u8, usize, usize)> {
+        None
+    }
     /// Reads a register, with its side effects.
     fn read(&mut self, offset: usize) -> u32;
     /// Writes a register, with its side effects.
