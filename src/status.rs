@@ -51,6 +51,11 @@ fn head(node: &NodeStatus) -> String {
     if node.fold_cores {
         text += "\ncores are folded: threads share CPUs and sleep when idle";
     }
+    let fused: Vec<&str> =
+        node.rings.iter().filter(|ring| ring.fused).map(|ring| ring.port.as_str()).collect();
+    if !fused.is_empty() {
+        text += &format!("\nfused, their components share a core: {}", fused.join(", "));
+    }
     node.warnings.iter().fold(text, |text, warning| format!("{text}\nwarning: {warning}"))
 }
 

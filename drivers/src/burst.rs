@@ -49,6 +49,15 @@ impl Burst {
         self.0.drain(..)
     }
 
+    /// Moves every packet of `from`, in order, to the end of this burst.
+    ///
+    /// # Panics
+    /// If they don't fit.
+    #[inline(always)]
+    pub fn append(&mut self, from: &mut Burst) {
+        self.0.extend(from.0.drain(..));
+    }
+
     /// Gives every packet back to the pool through this core's cache; tells how many there were.
     pub fn free_all(&mut self, pool: &mut PoolCache) -> usize {
         let n = self.0.len();

@@ -126,6 +126,15 @@ impl QueueStats {
         }
     }
 
+    /// A burst that was counted in [`moved`](Self::moved) was counted a second time: takes that back.
+    pub fn moved_again(&self, packets: usize, bytes: u64) {
+        if packets > 0 {
+            self.packets.add(0u64.wrapping_sub(packets as u64));
+            self.bytes.add(0u64.wrapping_sub(bytes));
+            self.bursts.add(u64::MAX);
+        }
+    }
+
     /// Counts `n` drops.
     #[inline(always)]
     pub fn dropped(&self, reason: DropReason, n: usize) {

@@ -231,6 +231,17 @@ impl Wiring {
         self.on(core).iter().flat_map(Running::ends).collect()
     }
 
+    /// True for a ring with both ends on one core.
+    pub fn fuses(&self, ring: PortName) -> bool {
+        let core_of = |direction| {
+            let has = |(_, running): &(&usize, &Vec<Running>)| {
+                running.iter().flat_map(Running::ends).any(|end| end == (direction, ring))
+            };
+            self.cores.iter().find(has).map(|(core, _)| core)
+        };
+        ring.is_ring() && core_of(Direction::Tx).is_some() && core_of(Direction::Tx) == core_of(Direction::Rx)
+    }
+
     /// Takes a step.
     pub fn apply(&mut self, step: &Step) {
         if step.components.is_empty() {

@@ -9,6 +9,7 @@ use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats};
 
 use crate::frame::{self, ETHERNET_BYTES};
+use crate::link::Link;
 use crate::offload;
 use crate::plan::{RxEdge, TxEdge, VlanOp, WhenFull};
 use crate::stats::ComponentStats;
@@ -17,6 +18,8 @@ use crate::stats::ComponentStats;
 #[derive(Default)]
 pub(crate) struct RxHalf {
     pub queue: Option<Box<dyn RxQueue>>,
+    /// The link in front of it, when it is the end of a fused ring.
+    pub link: Option<u16>,
     /// It panicked while nobody asked it for packets: left alone from then on.
     pub faulty: bool,
     /// Its code is running, or panicked.
@@ -28,6 +31,8 @@ pub(crate) struct RxHalf {
 pub(crate) struct TxHalf {
     pub queue: Option<Box<dyn TxQueue>>,
     pub pending: Burst,
+    /// As [`RxHalf::link`].
+    pub link: Option<u16>,
     /// When the pending burst was first refused, in ticks.
     pub since: Option<u64>,
     /// Merge: the input served first next time.
@@ -59,6 +64,8 @@ pub(crate) struct Ledger {
 /// What a component's turn works with besides its edges.
 pub(crate) struct Books<'a> {
     pub pool: &'a mut PoolCache,
+    /// The core's fused rings.
+    pub links: &'a mut [Link],
     pub ledger: &'a mut Ledger,
     pub stats: &'a ComponentStats,
     /// Start of this turn, in ticks.
@@ -117,9 +124,15 @@ fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) ->
     let first = out.len();
     let (mut n, mut shortest, mut bytes) = (0, usize::MAX, 0);
     if let Some(queue) = &mut half.queue {
-        half.in_call = true;
-        queue.rx_burst(books.pool, out);
-        half.in_call = false;
+        let mut link = half.link.and_then(|link| books.links.get_mut(usize::from(link)));
+        if !link.as_mut().is_some_and(|link| link.receive(out)) {
+            half.in_call = true;
+            queue.rx_burst(books.pool, out);
+            half.in_call = false;
+            if let Some(link) = link {
+                link.ring_was_asked();
+            }
+        }
         // What the burst holds counts, not what the queue says.
         for packet in out.iter().skip(first) {
             let len = packet.total_len();
@@ -223,6 +236,14 @@ pub(crate) enum Offered {
 #[inline(always)]
 fn offer(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) -> Offered {
     let Some(queue) = &mut half.queue else { return Offered::Once };
+    if let Some(link) = half.link.and_then(|link| books.links.get_mut(usize::from(link))) {
+        let n = half.pending.len();
+        if let Some(bytes) = link.hand_over(&mut half.pending, queue.as_mut(), books.pool) {
+            books.ledger.tx += n as u64;
+            edge.stats.moved(n, bytes);
+            return Offered::Once;
+        }
+    }
     // One bit of each frame, and nothing more for frames without work.
     if half.pending.iter().fold(false, |any, packet| any | packet.has_offload()) {
         return offload::offer(edge, half, books);

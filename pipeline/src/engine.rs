@@ -13,6 +13,7 @@ use spp_drivers::tsc;
 
 use crate::edge::{self, Books, Ledger, Slots};
 use crate::handover::{Parcel, SlotBook};
+use crate::link::Link;
 use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
 use crate::stats::{ComponentStats, CycleCounters, Cycles};
 use crate::{classifier, forwarder, local, merger, mirror};
@@ -32,6 +33,7 @@ pub enum Activity {
 pub struct Engine {
     plan: CorePlan,
     slots: Slots,
+    links: Vec<Link>,
     pool: PoolCache,
     cycles: Arc<CachePadded<CycleCounters>>,
     /// When the last turn ended.
@@ -46,6 +48,7 @@ impl Engine {
         Engine {
             plan: CorePlan::default(),
             slots: Slots::default(),
+            links: Vec::new(),
             pool: pool.cache(),
             cycles: Arc::default(),
             last_ticks: tsc::now(),
@@ -74,8 +77,13 @@ impl Engine {
                 continue;
             }
             let mut ledger = Ledger::default();
-            let books =
-                Books { pool: &mut self.pool, ledger: &mut ledger, stats: &component.stats, now: last };
+            let books = Books {
+                pool: &mut self.pool,
+                links: &mut self.links,
+                ledger: &mut ledger,
+                stats: &component.stats,
+                now: last,
+            };
             let run = catch_unwind(AssertUnwindSafe(|| run(&component.work, &mut self.slots, books)));
             if run.is_err() {
                 fail(component, &ledger, &mut self.slots, &mut self.pool);
@@ -128,10 +136,11 @@ impl Engine {
 
     /// Puts the parcel's plan in force and packs what it replaces. Neither allocates nor frees.
     pub(crate) fn apply(&mut self, parcel: &mut Parcel) {
+        self.unlink();
         if let Some(roomier) = &mut parcel.slots {
             self.slots.move_to(roomier);
         }
-        let Parcel { change, done, .. } = parcel;
+        let Parcel { change, done, links, .. } = parcel;
         for &slot in &change.tx_out {
             self.release_tx(slot, done);
         }
@@ -146,12 +155,39 @@ impl Engine {
             let half = &mut self.slots.tx[usize::from(slot.0)];
             (half.queue, half.faulty) = (Some(queue), false);
         }
+        std::mem::swap(&mut self.links, links);
+        self.link();
         std::mem::swap(&mut self.plan, &mut done.old);
         std::mem::swap(&mut self.plan, &mut change.plan);
         done.old.components.iter().for_each(|gone| gone.stats.set_held(0));
         for component in &self.plan.components {
             component.stats.set_failed(false);
             component.stats.set_held(held(&component.work, &self.slots));
+        }
+    }
+
+    /// Puts the links of the plan between their halves.
+    fn link(&mut self) {
+        for (number, link) in (0u16..).zip(&mut self.links) {
+            let Some(tx) = self.slots.tx.get_mut(usize::from(link.ends.tx.0)) else { continue };
+            let Some(rx) = self.slots.rx.get_mut(usize::from(link.ends.rx.0)) else { continue };
+            if let (Some(sender), Some(receiver)) = (&tx.queue, &rx.queue) {
+                link.connect(sender.stats(), receiver.stats());
+                (tx.link, rx.link) = (Some(number), Some(number));
+            }
+        }
+    }
+
+    /// Takes all links out; what they hold goes into their rings.
+    fn unlink(&mut self) {
+        for link in &mut self.links {
+            if let Some(half) = self.slots.tx.get_mut(usize::from(link.ends.tx.0)) {
+                half.link = None;
+                half.queue.iter_mut().for_each(|queue| link.spill(queue.as_mut(), &mut self.pool));
+            }
+            if let Some(half) = self.slots.rx.get_mut(usize::from(link.ends.rx.0)) {
+                half.link = None;
+            }
         }
     }
 
@@ -177,6 +213,7 @@ impl Engine {
             let mut ledger = Ledger::default();
             let mut books = Books {
                 pool: &mut self.pool,
+                links: &mut [],
                 ledger: &mut ledger,
                 stats: &component.stats,
                 now: self.last_ticks,

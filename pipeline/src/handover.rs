@@ -5,6 +5,7 @@
 //! goes back in it, so a worker neither allocates nor frees. The same box makes both ways.
 
 use crate::edge::{RxHalf, Slots, TxHalf};
+use crate::link::Link;
 use crate::plan::{Change, Done};
 
 /// One change on its way.
@@ -14,6 +15,8 @@ pub(crate) struct Parcel {
     pub last: bool,
     /// More slots, when the worker has too few; its old ones come back.
     pub slots: Option<Slots>,
+    /// The plan's fused rings; the old plan's come back, empty.
+    pub links: Vec<Link>,
     /// Filled by the worker. Its lists have room for all that can leave.
     pub done: Done,
 }
@@ -48,7 +51,8 @@ impl SlotBook {
             tx_out: Vec::with_capacity(change.tx_out.len()),
             ..Done::default()
         };
-        Box::new(Parcel { change, last, slots, done })
+        let links = change.plan.fused.iter().copied().map(Link::new).collect();
+        Box::new(Parcel { change, last, slots, links, done })
     }
 
     /// Packs the change that takes every half out and ends the worker.

@@ -24,6 +24,7 @@ mod forwarder;
 pub mod frame;
 mod handover;
 pub mod idle;
+mod link;
 mod local;
 mod merger;
 mod mirror;

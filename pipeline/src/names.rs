@@ -44,6 +44,11 @@ impl PortName {
         }
     }
 
+    /// True for what connects two components inside.
+    pub const fn is_ring(&self) -> bool {
+        matches!(self, PortName::Ring(_) | PortName::Local(_))
+    }
+
     /// The vhost it is, or is a queue of.
     pub const fn vhost(self) -> Option<u32> {
         match self {

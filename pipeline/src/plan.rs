@@ -229,6 +229,15 @@ pub struct ComponentPlan {
     pub stats: Arc<ComponentStats>,
 }
 
+/// A ring with both ends on one core: the components hand bursts over, and the ring only takes what piles up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fused {
+    /// The sending half. Its ring has room for a burst at least.
+    pub tx: TxSlot,
+    /// The receiving half of the same ring.
+    pub rx: RxSlot,
+}
+
 /// Everything one core does. Immutable once handed over.
 #[derive(Default)]
 pub struct CorePlan {
@@ -236,6 +245,27 @@ pub struct CorePlan {
     pub generation: u64,
     /// Run round robin, one turn each.
     pub components: Vec<ComponentPlan>,
+    /// The rings between them.
+    pub fused: Vec<Fused>,
+}
+
+impl CorePlan {
+    /// Puts who sends into a fused ring before who receives from it, as far as the rings make no circle: a packet passes them
+    /// all in one turn. Others keep their order.
+    pub fn sort_by_flow(&mut self) {
+        let mut left = std::mem::take(&mut self.components);
+        while !left.is_empty() {
+            let sends_to = |from: &ComponentPlan, to: &ComponentPlan| {
+                let sends = |fused: &Fused| from.work.tx_edges().iter().any(|edge| edge.slot == fused.tx);
+                let takes = |fused: &Fused| to.work.rx_edges().iter().any(|edge| edge.slot == fused.rx);
+                self.fused.iter().any(|fused| sends(fused) && takes(fused))
+            };
+            let waits =
+                |n: usize| (0..left.len()).any(|other| other != n && sends_to(&left[other], &left[n]));
+            let next = (0..left.len()).find(|&n| !waits(n)).unwrap_or(0);
+            self.components.push(left.remove(next));
+        }
+    }
 }
 
 /// A new plan and the queue halves that come and go with it. Halves not named stay where they
@@ -286,6 +316,10 @@ impl Change {
 
     /// Refuses plans that only a bug in the compiler of plans can make.
     pub(crate) fn assert_sound(&self) {
+        for (n, one) in self.plan.fused.iter().enumerate() {
+            let shares = |other: &Fused| one.tx == other.tx || one.rx == other.rx;
+            assert!(!self.plan.fused[..n].iter().any(shares), "{one:?} has an end of another fused ring");
+        }
         for ComponentPlan { name, work, .. } in &self.plan.components {
             for vlan in work.rx_edges().iter().map(|e| e.vlan).chain(work.tx_edges().iter().map(|e| e.vlan)) {
                 if let VlanOp::Add { vid, pcp } = vlan {

@@ -337,6 +337,9 @@ pub struct RingStatus {
     pub to: Option<String>,
     /// Packets that went in.
     pub packets: u64,
+    /// Both components are on one core, which hands bursts over: the ring only takes what piles up.
+    #[serde(default)]
+    pub fused: bool,
 }
 
 #[cfg(test)]

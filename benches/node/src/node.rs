@@ -53,7 +53,7 @@ fn tx(slot: u16, full: WhenFull) -> TxEdge {
 fn change(slot: u16, name: &str, work: Work, from: Box<dyn RxQueue>, to: Box<dyn TxQueue>) -> Change {
     let component = ComponentPlan { name: name.to_owned(), work, stats: ComponentStats::shared() };
     Change {
-        plan: CorePlan { generation: 1, components: vec![component] },
+        plan: CorePlan { generation: 1, components: vec![component], ..CorePlan::default() },
         rx_in: vec![(RxSlot(slot), from)],
         tx_in: vec![(TxSlot(slot), to)],
         ..Change::default()
@@ -137,6 +137,9 @@ fn run_together(cpu: usize, changes: Vec<Change>, pool: &Pool) -> Result<Runs> {
         all.rx_in.append(&mut change.rx_in);
         all.tx_in.append(&mut change.tx_in);
     }
+    // The rings between them vanish, as in a node whose components share a core.
+    all.plan.fused = [(0, 1), (2, 3)].map(|(tx, rx)| Fused { tx: TxSlot(tx), rx: RxSlot(rx) }).to_vec();
+    all.plan.sort_by_flow();
     let (on, quit, pool) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)), pool.clone());
     let (is_on, shall_quit) = (on.clone(), quit.clone());
     let body = move || {

@@ -129,7 +129,7 @@ impl Loop {
             change.tx_in.push((edge.slot, Box::new(queue)));
         }
         let component = ComponentPlan { name: "measured".to_owned(), work, stats: ComponentStats::shared() };
-        change.plan = CorePlan { generation: 1, components: vec![component] };
+        change.plan = CorePlan { generation: 1, components: vec![component], ..CorePlan::default() };
         engine.change(change);
         let store = (0..traffic.in_flight.max(burst)).map(|i| {
             let n = i * 7919 % traffic.n_macs; // a prime: neighbours in the ring are not neighbours in the table

@@ -208,6 +208,7 @@ impl Node {
             from: user(Direction::Tx),
             to: user(Direction::Rx),
             packets: self.rings[number].tx.packets.get(),
+            fused: self.board.running().fuses(port),
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::compile::{Input, Running, Share, Step, Wiring, steps};
 use crate::idle::IdlePolicy;
 use crate::names::{ComponentKind, PortName};
 use crate::plan::{
-    Change, ComponentPlan, CorePlan, Done, Member, Origin, RxEdge, RxSlot, Sharing, TxEdge, TxSlot, WhenFull,
-    Work,
+    Change, ComponentPlan, CorePlan, Done, Fused, Member, Origin, RxEdge, RxSlot, Sharing, TxEdge, TxSlot,
+    WhenFull, Work,
 };
 use crate::stats::{ComponentStats, Cycles};
 use crate::table::{Dst, TableBuilder};
@@ -79,6 +79,17 @@ impl Slots {
     fn find(&mut self, (direction, port): PortEnd) -> u16 {
         let slot = self.of(direction).iter().position(|held| *held == Some(port));
         slot.expect("a step takes, and a plan names, only ends that are on the core") as u16
+    }
+
+    /// The rings that have both ends here.
+    fn fused(&self) -> Vec<Fused> {
+        let rings =
+            (0..).zip(&self.tx).filter_map(|(slot, port)| Some((slot, port.filter(PortName::is_ring)?)));
+        let fused = rings.filter_map(|(tx, ring)| {
+            let rx = self.rx.iter().position(|port| *port == Some(ring))?;
+            Some(Fused { tx: TxSlot(tx), rx: RxSlot(rx as u16) })
+        });
+        fused.collect()
     }
 
     fn leave(&mut self, end: PortEnd) -> u16 {
@@ -212,7 +223,8 @@ impl Switchboard {
         let components = step.components.iter().zip(builders);
         let components =
             components.map(|(running, table)| self.component_plan(running, table, &mut slots)).collect();
-        change.plan = CorePlan { generation, components };
+        change.plan = CorePlan { generation, components, fused: slots.fused() };
+        change.plan.sort_by_flow();
         self.running.apply(&step);
         self.send(step.core, change)
     }

@@ -3,6 +3,7 @@
 
 mod cycles;
 mod faults;
+mod fused;
 mod handle;
 mod local;
 mod long;

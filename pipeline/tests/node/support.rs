@@ -19,11 +19,18 @@ const GRACE: Duration = Duration::from_millis(50);
 
 pub struct Site {
     pub dir: tempfile::TempDir,
+    /// All components on one core, so that their rings are fused.
+    pub on_one_core: bool,
 }
 
 impl Site {
     pub fn new() -> Site {
-        Site { dir: tempfile::tempdir().unwrap() }
+        Site { dir: tempfile::tempdir().unwrap(), on_one_core: false }
+    }
+
+    /// One with a core for each component, and one with a core for all.
+    pub fn apart_and_fused() -> [Site; 2] {
+        [Site::new(), Site { on_one_core: true, ..Site::new() }]
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -41,7 +48,12 @@ impl Site {
 
     /// One wire `wire0` with two vhosts.
     pub fn one_nic(&self) -> Node {
-        let config = NodeConfig::from_mappings(&self.wire_mapping("wire0", "phys1#2#0xfe")).unwrap();
+        let mut config = NodeConfig::from_mappings(&self.wire_mapping("wire0", "phys1#2#0xfe")).unwrap();
+        if self.on_one_core {
+            let mut components = config.components(0).unwrap();
+            components.iter_mut().for_each(|component| component.core = 2);
+            config.vfs[0].components = Some(components);
+        }
         Node::start(config, self.options()).unwrap()
     }
 

@@ -10,59 +10,62 @@ use crate::support::*;
 
 #[test]
 fn flat_frames_pass_both_ways_untouched() {
-    let site = Site::new();
-    let mut node = site.one_nic();
-    node.plug(&plug(0, None)).unwrap();
-    let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
-    for (id, len) in [(1, 64), (2, 60), (3, 1500), (4, 1514)] {
-        let mut sent = frame(mac(0), None, id);
-        sent.resize(len, 0xa5);
-        send(&mut wire, &sent);
-        assert_eq!(receive(&mut vm), sent);
-        send(&mut vm, &sent);
-        assert_eq!(receive(&mut wire), sent);
+    for site in Site::apart_and_fused() {
+        let mut node = site.one_nic();
+        node.plug(&plug(0, None)).unwrap();
+        let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
+        for (id, len) in [(1, 64), (2, 60), (3, 1500), (4, 1514)] {
+            let mut sent = frame(mac(0), None, id);
+            sent.resize(len, 0xa5);
+            send(&mut wire, &sent);
+            assert_eq!(receive(&mut vm), sent);
+            send(&mut vm, &sent);
+            assert_eq!(receive(&mut wire), sent);
+        }
+        send(&mut wire, &frame(MacAddr::BROADCAST, None, 9));
+        assert_eq!(receive_id(&mut vm), (None, 9));
     }
-    send(&mut wire, &frame(MacAddr::BROADCAST, None, 9));
-    assert_eq!(receive_id(&mut vm), (None, 9));
 }
 
 #[test]
 fn vlan_frames_are_tagged_on_the_wire_and_untagged_in_the_vm() {
-    let site = Site::new();
-    let mut node = site.one_nic();
-    node.plug(&plug(0, Some(100))).unwrap();
-    let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
-    send(&mut wire, &frame(mac(0), Some(100), 1));
-    assert_eq!(receive_id(&mut vm), (None, 1));
-    send(&mut vm, &frame(mac(0xee), None, 2));
-    let out = receive(&mut wire);
-    assert_eq!((parse(&out), &out[14..16]), ((Some(100), 2), &[0, 100][..]), "priority 0");
-    // Another VLAN, or none, is not for this guest.
-    send(&mut wire, &frame(mac(0), Some(101), 3));
-    send(&mut wire, &frame(mac(0), None, 4));
-    send(&mut wire, &frame(MacAddr::BROADCAST, Some(100), 5));
-    assert_eq!(receive_id(&mut vm), (None, 5));
-    assert_eq!(component_drops(&node.status(), "unknown_destination"), 2);
+    for site in Site::apart_and_fused() {
+        let mut node = site.one_nic();
+        node.plug(&plug(0, Some(100))).unwrap();
+        let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
+        send(&mut wire, &frame(mac(0), Some(100), 1));
+        assert_eq!(receive_id(&mut vm), (None, 1));
+        send(&mut vm, &frame(mac(0xee), None, 2));
+        let out = receive(&mut wire);
+        assert_eq!((parse(&out), &out[14..16]), ((Some(100), 2), &[0, 100][..]), "priority 0");
+        // Another VLAN, or none, is not for this guest.
+        send(&mut wire, &frame(mac(0), Some(101), 3));
+        send(&mut wire, &frame(mac(0), None, 4));
+        send(&mut wire, &frame(MacAddr::BROADCAST, Some(100), 5));
+        assert_eq!(receive_id(&mut vm), (None, 5));
+        assert_eq!(component_drops(&node.status(), "unknown_destination"), 2);
+    }
 }
 
 #[test]
 fn two_guests_get_their_own_frames_only() {
-    let site = Site::new();
-    let mut node = site.one_nic();
-    node.plug(&plug(0, None)).unwrap();
-    node.plug(&plug(1, Some(7))).unwrap();
-    let mut wire = site.wire("wire0");
-    let (mut a, mut b) = (site.guest(&mut node, 0), site.guest(&mut node, 1));
-    for id in 0..100 {
-        send(&mut wire, &frame(mac(0), None, id));
-        send(&mut wire, &frame(mac(1), Some(7), id + 1000));
+    for site in Site::apart_and_fused() {
+        let mut node = site.one_nic();
+        node.plug(&plug(0, None)).unwrap();
+        node.plug(&plug(1, Some(7))).unwrap();
+        let mut wire = site.wire("wire0");
+        let (mut a, mut b) = (site.guest(&mut node, 0), site.guest(&mut node, 1));
+        for id in 0..100 {
+            send(&mut wire, &frame(mac(0), None, id));
+            send(&mut wire, &frame(mac(1), Some(7), id + 1000));
+        }
+        for id in 0..100 {
+            assert_eq!(receive_id(&mut a), (None, id));
+            assert_eq!(receive_id(&mut b), (None, id + 1000));
+        }
+        assert_silent(&mut a);
+        assert_silent(&mut b);
     }
-    for id in 0..100 {
-        assert_eq!(receive_id(&mut a), (None, id));
-        assert_eq!(receive_id(&mut b), (None, id + 1000));
-    }
-    assert_silent(&mut a);
-    assert_silent(&mut b);
 }
 
 #[test]

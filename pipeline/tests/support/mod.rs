@@ -140,7 +140,7 @@ pub fn component(name: &str, work: Work) -> ComponentPlan {
 }
 
 pub fn plan(generation: u64, components: Vec<ComponentPlan>) -> CorePlan {
-    CorePlan { generation, components }
+    CorePlan { generation, components, ..CorePlan::default() }
 }
 
 /// A table from (VLAN, MAC text or "default", output).

@@ -14,7 +14,8 @@ use crate::port::{Backend, Job, Ours};
 use crate::runner::{Case, Plan, Reading, Result, Side};
 
 const DEADLINE: Duration = Duration::from_secs(15);
-const PARTS: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
+/// Percentiles and the part of all round trips each names.
+pub(super) const PARTS: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// Round trips, in nanoseconds, by percentile.
 pub fn measure(plan: &Plan, done: &mut dyn FnMut(Case)) {
@@ -33,32 +34,40 @@ fn ours(plan: &Plan, part: f64) -> Result<Box<dyn Side>> {
     Ok(Box::new(RoundTrips::new(plan, part, backend, &socket, dir)?))
 }
 
-struct RoundTrips<B> {
+/// One frame at a time between our guest and a backend.
+pub(super) struct RoundTrips<B> {
     guest: Guest,
     backend: B,
     cpu: usize,
     part: f64,
+    gap: Duration,
     _dir: TempDir,
 }
 
 impl<B: Backend> RoundTrips<B> {
-    fn new(plan: &Plan, part: f64, backend: B, socket: &Path, dir: TempDir) -> Result<Self> {
+    pub(super) fn new(plan: &Plan, part: f64, backend: B, socket: &Path, dir: TempDir) -> Result<Self> {
         let mut config = GuestConfig::new(PathBuf::from(socket), Role::Client);
         // The order DPDK's own frontend has.
         (config.event_idx, config.order) = (false, MessageOrder::VirtioUser);
         let guest = Guest::attach(config, DEADLINE).map_err(|error| error.to_string())?;
-        Ok(RoundTrips { guest, backend, cpu: plan.frontend_cpu, part, _dir: dir })
+        Ok(RoundTrips { guest, backend, cpu: plan.frontend_cpu, part, gap: Duration::ZERO, _dir: dir })
+    }
+
+    /// Each frame is sent this long after the last one came back.
+    pub(super) fn after(mut self, gap: Duration) -> Self {
+        self.gap = gap;
+        self
     }
 }
 
 impl<B: Backend> Side for RoundTrips<B> {
     fn sample(&mut self, window: Duration) -> Result<Reading> {
         self.backend.go()?;
-        let (guest, cpu) = (&mut self.guest, self.cpu);
+        let (guest, cpu, gap) = (&mut self.guest, self.cpu, self.gap);
         let mut threads = self.backend.threads();
         threads.iter_mut().for_each(Watched::restart);
         let (trips, share) = std::thread::scope(|scope| {
-            let run = || round_trips(guest, cpu, window);
+            let run = || round_trips(guest, cpu, window, gap);
             scope.spawn(run).join()
         })
         .map_err(|_| "the guest panicked".to_owned())??;
@@ -71,13 +80,17 @@ impl<B: Backend> Side for RoundTrips<B> {
 }
 
 /// Ticks of each round trip, sorted, and the share of its CPU that the guest had.
-fn round_trips(guest: &mut Guest, cpu: usize, window: Duration) -> Result<(Vec<u64>, f64)> {
+fn round_trips(guest: &mut Guest, cpu: usize, window: Duration, gap: Duration) -> Result<(Vec<u64>, f64)> {
     cpu::pin(cpu)?;
     let tid = cpu::tid();
     let watched = Watched::thread(std::process::id(), tid);
     let frame = [0x02; 64];
     let (mut trips, start) = (Vec::with_capacity(1 << 20), Instant::now());
     while start.elapsed() < window {
+        let quiet = Instant::now();
+        while quiet.elapsed() < gap {
+            std::hint::spin_loop();
+        }
         // What a sample before this one left on its way is no answer to this frame.
         while guest.receive_burst(32, |_| ()) > 0 {}
         let sent = tsc::now();

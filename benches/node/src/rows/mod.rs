@@ -1,5 +1,6 @@
 //! What is compared, one module for each group of rows.
 
+pub mod idle;
 pub mod latency;
 pub mod ring;
 pub mod start;
@@ -23,4 +24,5 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("P7", table::measure),
     ("P8", latency::measure),
     ("P9", start::measure),
+    ("idle", idle::measure),
 ];

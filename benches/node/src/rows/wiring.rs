@@ -22,7 +22,7 @@ pub fn apart(plan: &Plan, done: &mut dyn FnMut(Case)) {
 
 /// P4.
 pub fn together(plan: &Plan, done: &mut dyn FnMut(Case)) {
-    measure("P4", "node, all components on one thread", 2.0, false, plan, done);
+    measure("P4", "node, fused: all components on one thread", 2.0, false, plan, done);
 }
 
 fn measure(row: &'static str, name: &str, target: f64, apart: bool, plan: &Plan, done: &mut dyn FnMut(Case)) {
