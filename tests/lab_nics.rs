@@ -29,6 +29,8 @@ struct Family {
     checks: bool,
     /// Counters of its own that say how many frames it received and sent.
     counts: Option<[&'static str; 2]>,
+    /// Frames at once that are sure to find buffers: most devices let the rest wait, QEMU's vmxnet3 drops it.
+    longest_burst: usize,
 }
 
 const FAMILIES: &[Family] = &[
@@ -37,23 +39,57 @@ const FAMILIES: &[Family] = &[
         device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on",
         checks: false,
         counts: None,
+        longest_burst: 1000,
     },
     Family {
         driver: "virtio-net, packed",
         device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on,packed=on",
         checks: false,
         counts: None,
+        longest_burst: 1000,
     },
     Family {
         driver: "virtio-net, packed, in order",
         device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on,packed=on,in_order=on",
         checks: false,
         counts: None,
+        longest_burst: 1000,
     },
-    Family { driver: "e1000e", device: "e1000e", checks: true, counts: Some(["GPRC", "GPTC"]) },
-    Family { driver: "igb", device: "igb", checks: true, counts: Some(["GPRC", "GPTC"]) },
-    Family { driver: "igbvf", device: "igb", checks: true, counts: Some(["VFGPRC", "VFGPTC"]) },
-    Family { driver: "e1000", device: "e1000-82545em", checks: false, counts: Some(["GPRC", "GPTC"]) },
+    Family {
+        driver: "e1000e",
+        device: "e1000e",
+        checks: true,
+        counts: Some(["GPRC", "GPTC"]),
+        longest_burst: 1000,
+    },
+    Family {
+        driver: "igb",
+        device: "igb",
+        checks: true,
+        counts: Some(["GPRC", "GPTC"]),
+        longest_burst: 1000,
+    },
+    Family {
+        driver: "igbvf",
+        device: "igb",
+        checks: true,
+        counts: Some(["VFGPRC", "VFGPTC"]),
+        longest_burst: 1000,
+    },
+    Family {
+        driver: "e1000",
+        device: "e1000-82545em",
+        checks: false,
+        counts: Some(["GPRC", "GPTC"]),
+        longest_burst: 1000,
+    },
+    Family {
+        driver: "vmxnet3",
+        device: "vmxnet3",
+        checks: false,
+        counts: Some(["ucastPktsRxOK", "ucastPktsTxOK"]),
+        longest_burst: 200,
+    },
 ];
 
 impl Family {
@@ -311,12 +347,11 @@ fn exact_traffic(machine: &mut Machine, rows: &mut [Row<'_>]) {
             row.burst(machine, 32, payload_len);
         }
         for burst in BURSTS {
-            row.burst(machine, burst, 46);
+            row.burst(machine, burst.min(row.family.longest_burst), 46);
         }
         checksums(row);
         row.nothing_more();
     }
-    let n_frames = (32 * PAYLOADS.len() + BURSTS.iter().sum::<usize>() + 2) as u64;
     for n in 0..rows.len() {
         machine.sh(&format!("touch /run/echo/restart-{n}"));
     }
@@ -325,6 +360,8 @@ fn exact_traffic(machine: &mut Machine, rows: &mut [Row<'_>]) {
     let log = machine.sh("cat /run/echo/log");
     for (n, row) in rows.iter().enumerate() {
         let driver = row.family.driver;
+        let of_bursts: usize = BURSTS.iter().map(|burst| burst.min(&row.family.longest_burst)).sum();
+        let n_frames = (32 * PAYLOADS.len() + of_bursts + 2) as u64;
         for half in ["rx", "tx"] {
             let moved = |line: &&str| line.starts_with(&format!("nic {n}: {half} "));
             let (first, last) = (log.lines().find(moved), log.lines().rfind(moved));
