@@ -5,6 +5,7 @@
 //! [`vring`] (guest memory and the ring walk), [`from_guest`] and [`to_guest`] (what a core
 //! polls), [`wire`] (a socket as a NIC), [`guest`] (a VM played in this process).
 
+mod copy;
 pub mod deal;
 pub mod device;
 pub mod dirty;

@@ -14,6 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use spp_drivers::dma::PacketBuf;
 use spp_drivers::fault::{self, Fill, Guard};
 
+use crate::copy::copy;
 use crate::vring::layout::DESCRIPTOR_BYTES;
 
 /// Most regions one guest may share. QEMU with memory slots shares one per DIMM.
@@ -329,7 +330,7 @@ impl<'m> GuestSlice<'m> {
         // SAFETY: the source is mapped for len bytes while the map is borrowed, the destination is our own buffer
         // with n bytes of room. The guest may change the source meanwhile: the copy is then some mix
         // of old and new, and only the copy is looked at.
-        unsafe { std::ptr::copy_nonoverlapping(self.host.as_ptr(), to.as_ptr(), n) };
+        unsafe { copy(self.host, to, n) };
         let grown = packet.set_len(old + n);
         debug_assert!(grown.is_ok(), "n is at most the tailroom");
         n
@@ -341,8 +342,21 @@ impl<'m> GuestSlice<'m> {
         let n = from.len().min(self.len());
         // SAFETY: the destination is mapped for len bytes while the map is borrowed, and is the guest's, so it
         // can't overlap `from`, which is ours. No reference to it exists.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.host.as_ptr(), n) };
+        unsafe { copy(NonNull::from(from).cast(), self.host, n) };
         n
+    }
+
+    /// Writes the first `n` bytes (at most 12) of two words to the front, little-endian, as much as fits.
+    #[inline(always)]
+    pub(crate) fn write_words(&self, front: u64, back: u32, n: usize) {
+        if n == 12 && self.len() >= n {
+            let words = self.host.as_ptr().cast::<HeaderWords>();
+            // SAFETY: 12 bytes mapped while the map is borrowed, HeaderWords has no alignment, no reference to them exists.
+            unsafe { words.write(HeaderWords(front.to_le(), back.to_le())) };
+        } else {
+            let bytes: [u8; 16] = (u128::from(front) | u128::from(back) << 64).to_le_bytes();
+            self.write(&bytes[..n.min(12)]);
+        }
     }
 
     /// Copies bytes from the front of this slice to `to`, as many as there are; returns how many.
@@ -373,6 +387,10 @@ impl<'m> GuestSlice<'m> {
         [words.0, words.1]
     }
 }
+
+/// A header at any address.
+#[repr(C, packed)]
+struct HeaderWords(u64, u32);
 
 /// Two words at any address.
 #[derive(Clone, Copy)]

@@ -23,7 +23,7 @@ use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
-use crate::vring::{MAX_PAIRS, RingFault, RingFeatures, fill};
+use crate::vring::{MAX_PAIRS, RingFault, RingFeatures, fill, fill_plain};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -215,7 +215,7 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
     let mut bytes = 0;
     for (slot, packet) in slots.iter().zip(from.iter()) {
         let header = net_hdr::to_guest(packet, 1, features.to_guest);
-        fill(&[*slot], &header[..features.header_bytes], packet);
+        fill_plain(slot, header, features.header_bytes, packet);
         bytes += packet.len() as u64;
     }
     if let Some(log) = log {
@@ -305,7 +305,7 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
         }
     }
     let header = net_hdr::to_guest(packet, taken.len() as u16, features.to_guest);
-    fill(&chain, &header[..features.header_bytes], packet);
+    fill(&chain, header, features.header_bytes, packet);
     if let Some(log) = log {
         log.wrote(layout.map(), &chain, need as usize);
     }

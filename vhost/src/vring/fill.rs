@@ -4,16 +4,22 @@
 use spp_drivers::dma::PacketBuf;
 
 use crate::memory::GuestSlice;
+use crate::net_hdr::Header;
 
-/// Writes `header`, then the frame, into guest buffers that are known to be long enough together.
+/// Writes the first `header_bytes` of `header`, then the frame's one segment, into a buffer that is known to be long enough.
 #[inline(always)]
-pub(crate) fn fill(buffers: &[GuestSlice<'_>], header: &[u8], packet: &PacketBuf) {
-    if let ([buffer], false) = (buffers, packet.is_chained()) {
-        buffer.write(header);
-        buffer.skip(header.len()).write(packet.data());
-        return;
+pub(crate) fn fill_plain(buffer: &GuestSlice<'_>, header: Header, header_bytes: usize, packet: &PacketBuf) {
+    buffer.write_words(header.front, header.back, header_bytes);
+    buffer.skip(header_bytes).write(packet.data());
+}
+
+/// As [`fill_plain`], a frame of any shape into buffers that are known to be long enough together.
+#[inline(always)]
+pub(crate) fn fill(buffers: &[GuestSlice<'_>], header: Header, header_bytes: usize, packet: &PacketBuf) {
+    match (buffers, packet.is_chained()) {
+        ([buffer], false) => fill_plain(buffer, header, header_bytes, packet),
+        _ => scatter(buffers, &header.to_bytes()[..header_bytes], packet),
     }
-    scatter(buffers, header, packet);
 }
 
 #[inline(never)]
