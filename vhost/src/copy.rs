@@ -4,6 +4,16 @@
 
 use std::ptr::NonNull;
 
+/// Asks the CPU to fetch a line and to take it from all other CPUs.
+#[inline(always)]
+pub(crate) fn prefetch_write(line: *const u8) {
+    // SAFETY: a prefetch has no effect but on caches, for any address. As an instruction by itself: the intrinsic
+    // becomes one for reading where the target is not known to have this one, which does nothing then.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// Copies `n` bytes.
 ///
 /// # Safety

@@ -178,7 +178,8 @@ fn give_back<L: Layout>(ring: &mut Queue<L>, heads: &[Head]) {
 
 /// How one chain ended.
 enum Outcome {
-    Frame(PacketBuf),
+    /// A frame of so many bytes went to the burst.
+    Frame(usize),
     Dropped(DropReason),
     /// No buffer: the chain stays in the ring.
     NoBuffer,
@@ -208,8 +209,8 @@ impl Walk<'_> {
         let mut plain = [None; BURST];
         for (slot, head) in plain.iter_mut().zip(&heads) {
             *slot = plain_frame(head, features.header_bytes, &mut memory);
-            if let Some(frame) = slot {
-                frame.prefetch();
+            if let Some(chain) = slot {
+                prefetch_plain(chain, features);
             }
         }
         let (mut n_taken, mut taken) = (0, Taken::default());
@@ -220,11 +221,9 @@ impl Walk<'_> {
                 None => self.copy_chain(layout, features, &mut memory, head),
             };
             match outcome {
-                Outcome::Frame(packet) => {
+                Outcome::Frame(n_bytes) => {
                     taken.n_frames += 1;
-                    taken.bytes += packet.total_len() as u64;
-                    let pushed = self.out.push(packet);
-                    debug_assert!(pushed.is_ok(), "at most the room was asked for");
+                    taken.bytes += n_bytes as u64;
                 }
                 Outcome::Dropped(reason) => self.stats.dropped(reason, 1),
                 Outcome::NoBuffer => break,
@@ -248,20 +247,41 @@ impl Walk<'_> {
     /// Every frame from a guest comes through here, with the chain it came in: its header says what work is left. From a
     /// guest that negotiated none the header means nothing, and is not read.
     #[inline(always)]
-    fn admit(&mut self, chain: &[GuestSlice<'_>], mut packet: PacketBuf, features: &RingFeatures) -> Outcome {
-        let too_long = packet.total_len() > features.max_frame_bytes;
-        if features.from_guest == Offloads::NONE && !too_long {
-            return Outcome::Frame(packet);
+    fn admit(&mut self, chain: &[GuestSlice<'_>], packet: PacketBuf, features: &RingFeatures) -> Outcome {
+        let n_bytes = packet.total_len();
+        if features.from_guest == Offloads::NONE && n_bytes <= features.max_frame_bytes {
+            return self.deliver(packet, n_bytes);
         }
+        self.judge(chain, packet, n_bytes, features)
+    }
+
+    #[inline(always)]
+    fn deliver(&mut self, packet: PacketBuf, n_bytes: usize) -> Outcome {
+        let pushed = self.out.push(packet);
+        debug_assert!(pushed.is_ok(), "at most the room was asked for");
+        Outcome::Frame(n_bytes)
+    }
+
+    /// Looks at the header. A function of its own: a packet that is passed on by reference has to lie in memory, and the
+    /// way of most frames is shorter without.
+    #[inline(never)]
+    fn judge(
+        &mut self,
+        chain: &[GuestSlice<'_>],
+        mut packet: PacketBuf,
+        n_bytes: usize,
+        features: &RingFeatures,
+    ) -> Outcome {
+        let too_long = n_bytes > features.max_frame_bytes;
         match accept(&net_hdr::from_guest(chain), &packet, features.from_guest) {
             Ok(work) if too_long && !work.is_some_and(|work| work.is_long()) => {
                 self.pool.free(packet);
                 Outcome::Dropped(DropReason::Oversize)
             }
-            Ok(None) => Outcome::Frame(packet),
+            Ok(None) => self.deliver(packet, n_bytes),
             Ok(work) => {
                 packet.set_offload(work);
-                Outcome::Frame(packet)
+                self.deliver(packet, n_bytes)
             }
             Err(reason) => {
                 self.pool.free(packet);
@@ -313,6 +333,16 @@ fn plain_frame<'m>(head: &Head, header_bytes: usize, memory: &mut Translator<'m>
         return None;
     }
     memory.slice(Gpa(descriptor.addr), descriptor.len)
+}
+
+/// Asks for the lines that will be read first: the frame's, and the header's only from a guest whose headers mean
+/// something. The header ends where the frame's first line starts in all drivers that align their buffers.
+#[inline(always)]
+fn prefetch_plain(chain: &GuestSlice<'_>, features: &RingFeatures) {
+    if features.from_guest != Offloads::NONE {
+        chain.prefetch();
+    }
+    chain.skip(features.header_bytes).prefetch();
 }
 
 /// Copies the bytes of `slices` from `skip` on into a new chain of buffers; `None` when the pool runs out.

@@ -14,7 +14,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use spp_drivers::dma::PacketBuf;
 use spp_drivers::fault::{self, Fill, Guard};
 
-use crate::copy::copy;
+use crate::copy::{copy, prefetch_write};
 use crate::vring::layout::DESCRIPTOR_BYTES;
 
 /// Most regions one guest may share. QEMU with memory slots shares one per DIMM.
@@ -375,6 +375,12 @@ impl<'m> GuestSlice<'m> {
         let line = self.host.as_ptr().cast::<i8>();
         // SAFETY: a prefetch has no effect but on caches, for any address.
         unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line) }
+    }
+
+    /// Asks the CPU to fetch the line of byte `at`, for writing: read first and written later it would travel twice.
+    #[inline(always)]
+    pub fn prefetch_write(&self, at: usize) {
+        prefetch_write(self.host.as_ptr().wrapping_add(at));
     }
 
     /// The two words of a descriptor at the front, each read once; the slice holds at least 16 bytes.
