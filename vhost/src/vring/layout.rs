@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use crate::copy::prefetch_write;
 use crate::memory::{FrontendVa, GuestMap};
 
 use spp_drivers::virtio::desc::{
@@ -170,6 +171,20 @@ impl SplitMemory {
         // SAFETY: as for the first.
         let rest = unsafe { rest_at.read_volatile() };
         Descriptor::from_words([addr, rest])
+    }
+
+    /// Asks the CPU to fetch the line of an available entry.
+    #[inline(always)]
+    pub fn prefetch_avail(&self, idx: u16) {
+        let at = self.avail.as_ptr().wrapping_add(2 + usize::from(idx & self.mask)).cast::<i8>();
+        // SAFETY: a prefetch has no effect but on caches, for any address.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at) }
+    }
+
+    /// Asks the CPU to take the line of a used element, which the driver has read, for writing.
+    #[inline(always)]
+    pub fn prefetch_used(&self, idx: u16) {
+        prefetch_write(self.used.as_ptr().wrapping_add(2 + 4 * usize::from(idx & self.mask)).cast());
     }
 
     /// Asks the CPU to fetch a descriptor.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::layout::{DESCRIPTOR_BYTES, Descriptor, RingAddr};
+use crate::copy::prefetch_write;
 use crate::memory::{FrontendVa, GuestMap};
 
 /// Flag bits that say whose turn a descriptor is (virtio 1.2, 2.8.1).
@@ -89,6 +90,12 @@ impl PackedMemory {
     #[inline(always)]
     pub fn buffer(&self, slot: u16) -> u64 {
         u64::from_le(self.word(slot, 0).load(Ordering::Relaxed))
+    }
+
+    /// Asks the CPU to take the line of descriptor `slot`, which is read and then written, from the driver's.
+    #[inline(always)]
+    pub fn prefetch(&self, slot: u16) {
+        prefetch_write(self.desc.as_ptr().wrapping_add(2 * usize::from(slot)).cast());
     }
 
     /// Writes a used element into `slot`; everything written before is visible to a driver that sees it.

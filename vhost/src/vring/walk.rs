@@ -109,6 +109,9 @@ pub(crate) trait Layout: Sized {
     /// Takes chains off the front and writes their used elements, not visible before [`publish`](Self::publish).
     fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>);
 
+    /// Asks the CPU to fetch what bursts will read soon, now that `n_slots` entries have been taken since it was asked last.
+    fn look_ahead(&self, place: &Place, n_slots: u16);
+
     /// Makes every used element before `place.used` visible.
     fn publish(&self, place: &Place);
 
@@ -171,6 +174,7 @@ impl<L: Layout> Queue<L> {
         }
         self.layout.publish(&self.place);
         self.place.published = used;
+        self.layout.look_ahead(&self.place, used.wrapping_sub(old));
         if let Some(log) = &self.log {
             self.layout.log_used(old, used, log);
         }
