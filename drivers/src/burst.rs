@@ -37,6 +37,18 @@ impl Burst {
         self.0.drain(..n)
     }
 
+    /// Takes packet `at` out of the middle; those behind it move up. For the rare one that is to be dropped.
+    #[cold]
+    pub fn remove(&mut self, at: usize) -> PacketBuf {
+        self.0.remove(at)
+    }
+
+    /// Appends packets; there must be room.
+    #[inline(always)]
+    pub(crate) fn extend(&mut self, packets: impl Iterator<Item = PacketBuf>) {
+        self.0.extend(packets);
+    }
+
     /// Takes the last packet out.
     #[inline(always)]
     pub fn pop(&mut self) -> Option<PacketBuf> {

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use arrayvec::ArrayVec;
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
 use spp_drivers::offload::{Offloads, accept::accept};
 use spp_drivers::port::RxQueue;
@@ -15,7 +16,7 @@ use spp_drivers::{BURST, Burst, MacAddr};
 
 use crate::deal::Seat;
 use crate::lanes::{Lane, Lanes};
-use crate::memory::{Gpa, GuestSlice, Translator};
+use crate::memory::{Gpa, GuestMap, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::rarp::rarp;
 use crate::vring::chain::{Chain, Direction};
@@ -185,6 +186,12 @@ enum Outcome {
     NoBuffer,
 }
 
+/// What a run of plain frames came to: chains taken, and whether there were too few buffers for all of them.
+struct Plain {
+    n_taken: usize,
+    ran_out: bool,
+}
+
 struct Walk<'b> {
     pool: &'b mut PoolCache,
     out: &'b mut Burst,
@@ -205,22 +212,14 @@ impl Walk<'_> {
         if heads.is_empty() {
             return Ok(Taken::default());
         }
-        let mut memory = Translator::new(layout.map());
-        let mut plain = [None; BURST];
-        for (slot, head) in plain.iter_mut().zip(&heads) {
-            *slot = plain_frame(head, features.header_bytes, &mut memory);
-            if let Some(chain) = slot {
-                prefetch_plain(chain, features);
-            }
-        }
         let (mut n_taken, mut taken) = (0, Taken::default());
-        for (head, frame) in heads.iter().zip(plain) {
-            let outcome = match frame {
-                Some(frame) => self.copy_plain(frame, features),
-                None if *self.budget == 0 => break,
-                None => self.copy_chain(layout, features, &mut memory, head),
-            };
-            match outcome {
+        while n_taken < heads.len() {
+            let plain = self.copy_plain(layout.map(), features, &heads[n_taken..], &mut taken);
+            n_taken += plain.n_taken;
+            if plain.ran_out || n_taken == heads.len() || *self.budget == 0 {
+                break;
+            }
+            match self.copy_chain(layout, features, &heads[n_taken]) {
                 Outcome::Frame(n_bytes) => {
                     taken.n_frames += 1;
                     taken.bytes += n_bytes as u64;
@@ -235,53 +234,81 @@ impl Walk<'_> {
         Ok(taken)
     }
 
-    /// Copies a frame that lies in one piece with its header and fits one buffer.
+    /// Takes the frames in front that lie in one piece with their header and fit one buffer, up to the first that does
+    /// not: most of all traffic. Buffers are taken together, and each step is a loop of its own, without calls.
     #[inline(always)]
-    fn copy_plain(&mut self, chain: GuestSlice<'_>, features: &RingFeatures) -> Outcome {
-        let Some(mut packet) = self.pool.alloc() else { return Outcome::NoBuffer };
-        let frame = chain.skip(features.header_bytes);
-        frame.append_to(&mut packet, frame.len());
-        self.admit(&[chain], packet, features)
-    }
-
-    /// Every frame from a guest comes through here, with the chain it came in: its header says what work is left. From a
-    /// guest that negotiated none the header means nothing, and is not read.
-    #[inline(always)]
-    fn admit(&mut self, chain: &[GuestSlice<'_>], packet: PacketBuf, features: &RingFeatures) -> Outcome {
-        let n_bytes = packet.total_len();
-        if features.from_guest == Offloads::NONE && n_bytes <= features.max_frame_bytes {
-            return self.deliver(packet, n_bytes);
-        }
-        self.judge(chain, packet, n_bytes, features)
-    }
-
-    #[inline(always)]
-    fn deliver(&mut self, packet: PacketBuf, n_bytes: usize) -> Outcome {
-        let pushed = self.out.push(packet);
-        debug_assert!(pushed.is_ok(), "at most the room was asked for");
-        Outcome::Frame(n_bytes)
-    }
-
-    /// Looks at the header. A function of its own: a packet that is passed on by reference has to lie in memory, and the
-    /// way of most frames is shorter without.
-    #[inline(never)]
-    fn judge(
+    fn copy_plain(
         &mut self,
-        chain: &[GuestSlice<'_>],
-        mut packet: PacketBuf,
-        n_bytes: usize,
+        map: &GuestMap,
         features: &RingFeatures,
-    ) -> Outcome {
-        let too_long = n_bytes > features.max_frame_bytes;
-        match accept(&net_hdr::from_guest(chain), &packet, features.from_guest) {
-            Ok(work) if too_long && !work.is_some_and(|work| work.is_long()) => {
-                self.pool.free(packet);
-                Outcome::Dropped(DropReason::Oversize)
+        heads: &[Head],
+        taken: &mut Taken,
+    ) -> Plain {
+        let mut memory = Translator::new(map);
+        let mut chains: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
+        for head in heads {
+            let Some(chain) = plain_frame(head, features, &mut memory) else { break };
+            prefetch_plain(&chain, features);
+            chains.push(chain);
+        }
+        let first = self.out.len();
+        let n_taken = self.pool.alloc_burst(chains.len(), self.out);
+        let mut bytes = 0;
+        for (packet, chain) in self.out[first..].iter_mut().zip(&chains) {
+            let frame = chain.skip(features.header_bytes);
+            bytes += frame.append_to(packet, frame.len());
+        }
+        if features.from_guest != Offloads::NONE {
+            bytes -= self.judge_plain(first, &chains[..n_taken], features);
+        }
+        taken.n_frames += self.out.len() - first;
+        taken.bytes += bytes as u64;
+        Plain { n_taken, ran_out: n_taken < chains.len() }
+    }
+
+    /// Looks at the headers of frames from `first` on, and takes those out that ask for what can't be; returns their bytes.
+    #[inline(never)]
+    fn judge_plain(&mut self, first: usize, chains: &[GuestSlice<'_>], features: &RingFeatures) -> usize {
+        let mut dropped_bytes = 0;
+        // From the last on: what is taken out moves none that is still to be looked at.
+        for (i, chain) in chains.iter().enumerate().rev() {
+            let packet = &mut self.out[first + i];
+            let header = net_hdr::from_guest(std::slice::from_ref(chain));
+            match accept(&header, packet, features.from_guest) {
+                Ok(None) => (),
+                Ok(work) => packet.set_offload(work),
+                Err(reason) => {
+                    let packet = self.out.remove(first + i);
+                    dropped_bytes += packet.len();
+                    self.pool.free(packet);
+                    self.stats.dropped(reason, 1);
+                }
             }
-            Ok(None) => self.deliver(packet, n_bytes),
+        }
+        dropped_bytes
+    }
+
+    /// A frame of any other shape, with the chain it came in: its header says what work is left. From a guest that
+    /// negotiated none the header means nothing, and is not read.
+    fn admit(&mut self, chain: &[GuestSlice<'_>], mut packet: PacketBuf, features: &RingFeatures) -> Outcome {
+        let n_bytes = packet.total_len();
+        let too_long = n_bytes > features.max_frame_bytes;
+        let judged = match features.from_guest {
+            Offloads::NONE => Ok(None),
+            negotiated => accept(&net_hdr::from_guest(chain), &packet, negotiated),
+        };
+        let judged = match judged {
+            Ok(work) if too_long && !work.is_some_and(|work| work.is_long()) => Err(DropReason::Oversize),
+            judged => judged,
+        };
+        match judged {
             Ok(work) => {
-                packet.set_offload(work);
-                self.deliver(packet, n_bytes)
+                if work.is_some() {
+                    packet.set_offload(work);
+                }
+                let pushed = self.out.push(packet);
+                debug_assert!(pushed.is_ok(), "at most the room was asked for");
+                Outcome::Frame(n_bytes)
             }
             Err(reason) => {
                 self.pool.free(packet);
@@ -292,15 +319,9 @@ impl Walk<'_> {
 
     /// Any other chain: gathered whole, checked, then copied.
     #[inline(never)]
-    fn copy_chain<'m, L: Layout>(
-        &mut self,
-        layout: &L,
-        features: &RingFeatures,
-        memory: &mut Translator<'m>,
-        head: &Head,
-    ) -> Outcome {
-        let mut chain = Chain::new();
-        let gathered = layout.gather(head, memory, Direction::FromGuest, features.indirect, &mut chain);
+    fn copy_chain<L: Layout>(&mut self, layout: &L, features: &RingFeatures, head: &Head) -> Outcome {
+        let (mut memory, mut chain) = (Translator::new(layout.map()), Chain::new());
+        let gathered = layout.gather(head, &mut memory, Direction::FromGuest, features.indirect, &mut chain);
         *self.budget = self.budget.saturating_sub(chain.len().max(1));
         if let Err(error) = gathered {
             return Outcome::Dropped(error.reason());
@@ -325,11 +346,16 @@ impl Walk<'_> {
 
 /// A chain of one direct descriptor, if the frame behind its header fits one buffer.
 #[inline(always)]
-fn plain_frame<'m>(head: &Head, header_bytes: usize, memory: &mut Translator<'m>) -> Option<GuestSlice<'m>> {
+fn plain_frame<'m>(
+    head: &Head,
+    features: &RingFeatures,
+    memory: &mut Translator<'m>,
+) -> Option<GuestSlice<'m>> {
     let descriptor = &head.first;
-    let frame_bytes = (descriptor.len as usize).wrapping_sub(header_bytes);
+    let frame_bytes = (descriptor.len as usize).wrapping_sub(features.header_bytes);
+    let longest = DATA_ROOM.min(features.max_frame_bytes);
     let plain = descriptor.flags & (F_NEXT | F_INDIRECT | F_WRITE) == 0;
-    if !plain || frame_bytes.wrapping_sub(MIN_FRAME_BYTES) > DATA_ROOM - MIN_FRAME_BYTES {
+    if !plain || frame_bytes < MIN_FRAME_BYTES || frame_bytes > longest {
         return None;
     }
     memory.slice(Gpa(descriptor.addr), descriptor.len)
@@ -347,7 +373,7 @@ fn prefetch_plain(chain: &GuestSlice<'_>, features: &RingFeatures) {
 
 /// Copies the bytes of `slices` from `skip` on into a new chain of buffers; `None` when the pool runs out.
 fn copy_slices(pool: &mut PoolCache, slices: &[GuestSlice<'_>], mut skip: usize) -> Option<PacketBuf> {
-    let mut full: arrayvec::ArrayVec<PacketBuf, { MAX_FRAME_BYTES / DATA_ROOM + 1 }> = Default::default();
+    let mut full: ArrayVec<PacketBuf, { MAX_FRAME_BYTES / DATA_ROOM + 1 }> = Default::default();
     let mut packet = pool.alloc()?;
     for slice in slices {
         let mut rest = slice.skip(skip);

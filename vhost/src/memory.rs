@@ -242,6 +242,7 @@ impl GuestMap {
     }
 
     /// Finds the row that holds all of `len` bytes at `gpa`.
+    #[inline(never)]
     fn find(&self, gpa: Gpa, len: u32) -> Option<Row> {
         let after = self.rows.partition_point(|row| row.gpa <= gpa.0);
         let row = self.rows[..after].last()?;
@@ -274,17 +275,13 @@ impl<'m> Translator<'m> {
     /// wraps around, leaves its region, or lies in none.
     #[inline(always)]
     pub fn slice(&mut self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
-        let host = match self.last.translate(gpa, len) {
-            Some(host) => host,
-            None => self.slow(gpa, len)?,
-        };
-        Some(GuestSlice { host, len, map: PhantomData })
-    }
-
-    #[inline(never)]
-    fn slow(&mut self, gpa: Gpa, len: u32) -> Option<NonNull<u8>> {
+        if let Some(host) = self.last.translate(gpa, len) {
+            return Some(GuestSlice { host, len, map: PhantomData });
+        }
+        // Not by a method of self: then self, which lives as long as a burst, can live in registers.
         self.last = self.map.find(gpa, len)?;
-        self.last.translate(gpa, len)
+        let host = self.last.translate(gpa, len)?;
+        Some(GuestSlice { host, len, map: PhantomData })
     }
 }
 

@@ -163,7 +163,7 @@ fn send<L: Layout>(
                 sent.n_frames += n;
                 sent.bytes += bytes;
                 sent.n_left += n;
-                from.take_front(n).for_each(|packet| pool.free(packet));
+                pool.free_front(from, n);
             }
             Err(found) => {
                 fault = Some(found);

@@ -19,6 +19,7 @@ use super::buf::{Meta, PacketBuf};
 use super::iova::Iova;
 use super::region::{DmaError, DmaSpace, PageSize, Region};
 use super::{HEADROOM, STRIDE};
+use crate::Burst;
 
 /// Slots in a magazine.
 const MAGAZINE: usize = 64;
@@ -207,6 +208,31 @@ impl PoolCache {
         Some(PacketBuf::new(self.owner.0, slot, HEADROOM as u16))
     }
 
+    /// Appends up to `n` buffers with empty frames to `out`, which has room for them; fewer when the pool is exhausted.
+    #[inline(always)]
+    pub fn alloc_burst(&mut self, n: usize, out: &mut Burst) -> usize {
+        let (mut left, pool) = (n, self.owner.0);
+        while left > 0 && (!self.loaded.is_empty() || self.refill()) {
+            let rest = self.loaded.len().saturating_sub(left);
+            left -= self.loaded.len() - rest;
+            let slots = self.loaded.drain(rest..).rev();
+            out.extend(slots.map(|slot| PacketBuf::new(pool, slot, HEADROOM as u16)));
+        }
+        n - left
+    }
+
+    /// Gives the first `n` packets of a burst back.
+    #[inline(always)]
+    pub fn free_front(&mut self, burst: &mut Burst, n: usize) {
+        let pool = self.owner.0;
+        let plain = burst[..n].iter().all(|packet| packet.frees_alone() && packet.pool() == pool);
+        if plain && self.loaded.remaining_capacity() >= n {
+            self.loaded.extend(burst.take_front(n).map(|packet| ManuallyDrop::new(packet).slot()));
+        } else {
+            burst.take_front(n).for_each(|packet| self.free(packet));
+        }
+    }
+
     /// Gives a packet back, all its segments; those that are shared with their last handle.
     #[inline(always)]
     pub fn free(&mut self, packet: PacketBuf) {
@@ -323,6 +349,38 @@ mod tests {
         drop(cache.alloc().unwrap());
         let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
         assert_eq!(all.len(), 64);
+    }
+
+    #[test]
+    fn bursts_take_and_return_each_buffer_once_whatever_their_size() {
+        let (pool, mut burst) = (pool(128), Burst::new());
+        let mut cache = pool.cache();
+        let mut held = Vec::new();
+        for n in [0, 1, 31, 32, 5, 27, 32] {
+            assert_eq!(cache.alloc_burst(n, &mut burst), n);
+            assert_eq!(burst.len(), n);
+            held.extend(burst.take_all());
+        }
+        assert_eq!(cache.alloc_burst(7, &mut burst), 0, "all 128 are out");
+        let mut slots: Vec<_> = held.iter().map(|p| p.slot()).collect();
+        slots.sort_unstable();
+        assert!(slots.iter().copied().eq(0..128));
+        while !held.is_empty() {
+            let n = held.len().min(32);
+            held.drain(..n).for_each(|packet| burst.push(packet).unwrap());
+            // With one chain among them.
+            let mut tail = burst.pop().unwrap();
+            tail.set_len(1).unwrap();
+            if let Some(first) = burst.pop() {
+                let mut first = first;
+                first.chain(tail);
+                burst.push(first).unwrap();
+            }
+            let n = burst.len();
+            cache.free_front(&mut burst, n);
+        }
+        drop(cache);
+        assert_eq!(pool.counts().out, 0);
     }
 
     #[test]
