@@ -55,13 +55,15 @@ const _: () = assert!(size_of::<Meta>() == 32);
 /// A frame owned by the CPU. No `Clone`: giving it to a ring, a device slot or
 /// [`PoolCache::free`](super::PoolCache::free) moves it away, and dropping it returns it to its
 /// pool (correct anywhere, but slower than a core's cache).
-#[repr(C)]
 pub struct PacketBuf {
     pool: NonNull<PoolShared>,
-    pub(super) slot_flags: u32,
-    off: u16,
-    len: u16,
+    /// Slot and flags (32 bits), offset of the first byte (16), length (16). One word, so that a packet moves in two
+    /// registers: fields stored one by one and loaded as one a moment later wait for each other.
+    word: u64,
 }
+
+const OFF_SHIFT: u32 = 32;
+const LEN_SHIFT: u32 = 48;
 
 const _: () = assert!(size_of::<PacketBuf>() == 16 && size_of::<Option<PacketBuf>>() == 16);
 
@@ -77,7 +79,37 @@ impl PacketBuf {
     #[inline(always)]
     pub(super) fn new(pool: NonNull<PoolShared>, slot: u32, off: u16) -> Self {
         debug_assert!(slot <= SLOT_MASK);
-        PacketBuf { pool, slot_flags: slot, off, len: 0 }
+        PacketBuf { pool, word: u64::from(slot) | u64::from(off) << OFF_SHIFT }
+    }
+
+    #[inline(always)]
+    pub(super) fn slot_flags(&self) -> u32 {
+        self.word as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn set_flag(&mut self, flag: u32) {
+        self.word |= u64::from(flag);
+    }
+
+    #[inline(always)]
+    pub(super) fn clear_flag(&mut self, flag: u32) {
+        self.word &= !u64::from(flag);
+    }
+
+    /// What `n` bytes more at the front add to the word: to the length what is taken from the offset. Both stay
+    /// within their 16 bits, as every caller checks.
+    #[inline(always)]
+    fn moved(n: usize) -> u64 {
+        ((n as u64) << LEN_SHIFT) - ((n as u64) << OFF_SHIFT)
+    }
+
+    /// Where the segment starts and how long it is: within the buffer, as every caller checks.
+    #[inline(always)]
+    fn set_extent(&mut self, off: usize, len: usize) {
+        debug_assert!(off + len <= HEADROOM + DATA_ROOM);
+        let slot_flags = u64::from(self.slot_flags());
+        self.word = slot_flags | (off as u64) << OFF_SHIFT | (len as u64) << LEN_SHIFT;
     }
 
     #[inline(always)]
@@ -87,7 +119,7 @@ impl PacketBuf {
 
     #[inline(always)]
     pub(super) fn slot(&self) -> u32 {
-        self.slot_flags & SLOT_MASK
+        self.slot_flags() & SLOT_MASK
     }
 
     #[inline(always)]
@@ -123,7 +155,7 @@ impl PacketBuf {
     /// A second handle of the same bytes. Only for [`super::share`], which counts them.
     #[inline(always)]
     pub(super) fn alias(&self) -> PacketBuf {
-        PacketBuf { pool: self.pool, slot_flags: self.slot_flags, off: self.off, len: self.len }
+        PacketBuf { pool: self.pool, word: self.word }
     }
 
     /// First byte of the frame (of this segment), for a device or a copy loop. Nothing may be written
@@ -132,20 +164,20 @@ impl PacketBuf {
     pub fn data_ptr(&self) -> NonNull<u8> {
         let buffer = self.shared().slot_ptr(self.slot());
         // SAFETY: off + len <= HEADROOM + DATA_ROOM is kept by every method that changes them.
-        unsafe { buffer.add(self.off as usize) }
+        unsafe { buffer.add(self.headroom()) }
     }
 
     /// Where a device finds the first byte of this segment.
     #[inline(always)]
     pub fn iova(&self) -> Iova {
-        self.shared().slot_iova(self.slot()).offset(u64::from(self.off))
+        self.shared().slot_iova(self.slot()).offset(self.headroom() as u64)
     }
 
     /// Length of this (first) segment in bytes.
     #[allow(clippy::len_without_is_empty)]
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.len as usize
+        (self.word >> LEN_SHIFT) as usize
     }
 
     /// Length of the whole frame in bytes.
@@ -173,33 +205,33 @@ impl PacketBuf {
     /// Bytes free behind the segment.
     #[inline(always)]
     pub fn tailroom(&self) -> usize {
-        HEADROOM + DATA_ROOM - (self.off + self.len) as usize
+        HEADROOM + DATA_ROOM - (self.headroom() + self.len())
     }
 
     /// Bytes free in front of the segment.
     #[inline(always)]
     pub fn headroom(&self) -> usize {
-        self.off as usize
+        usize::from((self.word >> OFF_SHIFT) as u16)
     }
 
     /// Sets the length of this segment, for bytes that a device or a copy loop wrote behind
     /// [`data_ptr`](Self::data_ptr). Refuses more than the buffer holds.
     #[inline(always)]
     pub fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if len > HEADROOM + DATA_ROOM - self.off as usize {
+        if len > HEADROOM + DATA_ROOM - self.headroom() {
             return Err(NoRoom);
         }
-        self.len = len as u16;
+        self.word = self.word & ((1 << LEN_SHIFT) - 1) | (len as u64) << LEN_SHIFT;
         Ok(())
     }
 
     /// Moves the start of an empty segment: `headroom` bytes stay free before it.
     #[inline(always)]
     pub fn reserve(&mut self, headroom: usize) -> Result<(), NoRoom> {
-        if self.len != 0 || headroom > HEADROOM + DATA_ROOM {
+        if self.len() != 0 || headroom > HEADROOM + DATA_ROOM {
             return Err(NoRoom);
         }
-        self.off = headroom as u16;
+        self.set_extent(headroom, 0);
         Ok(())
     }
 
@@ -209,7 +241,7 @@ impl PacketBuf {
         if bytes.len() > self.tailroom() {
             return Err(NoRoom);
         }
-        self.len += bytes.len() as u16;
+        self.set_extent(self.headroom(), old + bytes.len());
         self.data_mut()[old..].copy_from_slice(bytes);
         Ok(())
     }
@@ -217,11 +249,10 @@ impl PacketBuf {
     /// Grows the segment by `n` bytes at its front; their content is whatever was there.
     #[inline(always)]
     pub fn push_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        if n > self.off as usize {
+        if n > self.headroom() {
             return Err(NoRoom);
         }
-        self.off -= n as u16;
-        self.len += n as u16;
+        self.word += Self::moved(n);
         Ok(())
     }
 
@@ -231,15 +262,14 @@ impl PacketBuf {
         if n > self.len() {
             return Err(NoRoom);
         }
-        self.off += n as u16;
-        self.len -= n as u16;
+        self.word -= Self::moved(n);
         Ok(())
     }
 
     /// True when the frame goes on in another buffer.
     #[inline(always)]
     pub fn is_chained(&self) -> bool {
-        self.slot_flags & CHAINED != 0
+        self.slot_flags() & CHAINED != 0
     }
 
     /// Hangs `next` (a segment or a chain) behind this segment, which must be the last of its own chain.
@@ -247,7 +277,7 @@ impl PacketBuf {
     pub fn chain(&mut self, next: PacketBuf) {
         debug_assert!(!self.is_chained(), "only the last segment takes a successor");
         self.meta().next = Some(next);
-        self.slot_flags |= CHAINED;
+        self.set_flag(CHAINED);
     }
 
     /// Cuts the chain behind this segment and returns the rest.
@@ -256,7 +286,7 @@ impl PacketBuf {
         if !self.is_chained() {
             return None;
         }
-        self.slot_flags &= !CHAINED;
+        self.clear_flag(CHAINED);
         self.meta().next.take()
     }
 
@@ -294,19 +324,19 @@ impl PacketBuf {
     /// True when the frame needs checksum or segmentation work: one bit of what is at hand anyway.
     #[inline(always)]
     pub fn has_offload(&self) -> bool {
-        self.slot_flags & OFFLOAD != 0
+        self.slot_flags() & OFFLOAD != 0
     }
 
     /// True for a frame in one buffer without work: most of all traffic.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
-        self.slot_flags & (CHAINED | OFFLOAD) == 0
+        self.slot_flags() & (CHAINED | OFFLOAD) == 0
     }
 
     /// Checksum and segmentation work still to be done, if any.
     #[inline(always)]
     pub fn offload(&self) -> Option<Offload> {
-        if self.slot_flags & OFFLOAD == 0 { None } else { Some(self.meta_ref().offload) }
+        if self.slot_flags() & OFFLOAD == 0 { None } else { Some(self.meta_ref().offload) }
     }
 
     /// Sets or clears the offload data. Setting panics on a shared segment: [`make_own`](Self::make_own) comes first.
@@ -314,9 +344,9 @@ impl PacketBuf {
         match offload {
             Some(offload) => {
                 self.meta().offload = offload;
-                self.slot_flags |= OFFLOAD;
+                self.set_flag(OFFLOAD);
             }
-            None => self.slot_flags &= !OFFLOAD,
+            None => self.clear_flag(OFFLOAD),
         }
     }
 
@@ -324,13 +354,14 @@ impl PacketBuf {
     /// DATA_VALID). A property of the handle: copies don't have it.
     #[inline(always)]
     pub fn is_verified(&self) -> bool {
-        self.slot_flags & VERIFIED != 0
+        self.slot_flags() & VERIFIED != 0
     }
 
     /// Notes that hardware has found the checksums right. Whoever changes checksummed bytes takes it back.
     #[inline(always)]
     pub fn set_verified(&mut self, verified: bool) {
-        self.slot_flags = self.slot_flags & !VERIFIED | if verified { VERIFIED } else { 0 };
+        self.clear_flag(VERIFIED);
+        self.set_flag(if verified { VERIFIED } else { 0 });
     }
 
     /// Who sent the frame, as [`set_origin`](Self::set_origin) had it; what it is before that is undefined.
@@ -379,7 +410,7 @@ impl PacketBuf {
     /// Neither chained nor shared: freeing it is returning its slot.
     #[inline(always)]
     pub(super) fn frees_alone(&self) -> bool {
-        self.slot_flags & (CHAINED | SHARED) == 0
+        self.slot_flags() & (CHAINED | SHARED) == 0
     }
 
     /// Ends this handle. True: its slot is to be returned, and what was chained behind it is in `rest`.
@@ -421,8 +452,8 @@ impl std::fmt::Debug for PacketBuf {
             f,
             "PacketBuf {{ slot: {}, off: {}, len: {}, segments: {} }}",
             self.slot(),
-            self.off,
-            self.len,
+            self.headroom(),
+            self.len(),
             self.n_segments()
         )
     }

@@ -29,7 +29,7 @@ impl PacketBuf {
             self.handles().add();
         } else {
             self.handles().start();
-            self.slot_flags |= SHARED;
+            self.set_flag(SHARED);
         }
         self.alias()
     }
@@ -37,7 +37,7 @@ impl PacketBuf {
     /// True when other handles of this (first) segment may exist.
     #[inline(always)]
     pub fn is_shared(&self) -> bool {
-        self.slot_flags & SHARED != 0
+        self.slot_flags() & SHARED != 0
     }
 
     /// True when this is the only handle; it is no longer shared then.
@@ -49,7 +49,7 @@ impl PacketBuf {
         if !self.handles().is_only() {
             return false;
         }
-        self.slot_flags &= !SHARED;
+        self.clear_flag(SHARED);
         true
     }
 
@@ -98,7 +98,7 @@ impl PacketBuf {
         if !self.handles().remove() {
             return false;
         }
-        self.slot_flags &= !SHARED;
+        self.clear_flag(SHARED);
         true
     }
 }
