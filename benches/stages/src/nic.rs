@@ -37,7 +37,7 @@ impl Nic {
         let pool = Pool::new(&space, PoolConfig { n_buffers: 4096 }).expect("memory for the pool");
         let queues = nic.start(&pool, 1).expect("the model starts");
         model.step();
-        let frame = frame([2; 6], None, 64);
+        let frame = frame([2, 0, 0, 0, 0, 1], None, 64);
         let (burst, cache) = (Burst::new(), pool.cache());
         Nic { receives, model, queues, burst, cache, frame, _nic: Box::new(nic), _pool: pool }
     }
