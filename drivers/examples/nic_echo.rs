@@ -3,7 +3,8 @@
 //!
 //! `nic_echo DIR ADDRESS...`: binds the NICs to vfio-pci, runs until `DIR/stop` exists, starts NIC n anew for each
 //! `DIR/restart-n` it finds, says on standard output what changed, and gives the NICs back. A UDP frame to port 4242
-//! leaves with its checksum undone, for the NIC to complete, or for software where the NIC can't.
+//! leaves with its checksum undone, for the NIC to complete, or for software where the NIC can't. One to port 4243 is
+//! answered to the socket it came from. `ADDRESS/N` starts the NIC with N pairs of queues.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -30,12 +31,13 @@ const FURTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x77]);
 /// The one VLAN that a virtual function asks for.
 const VLAN: u16 = 100;
 const MARKED_PORT: [u8; 2] = 4242u16.to_be_bytes();
+const ANSWERED_PORT: [u8; 2] = 4243u16.to_be_bytes();
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.as_slice() {
         [dir, addresses @ ..] if !addresses.is_empty() => run(Path::new(dir), addresses),
-        _ => Err("nic_echo DIR ADDRESS...".into()),
+        _ => Err("nic_echo DIR ADDRESS[/N]...".into()),
     };
     if let Err(error) = done {
         println!("error: {error}");
@@ -52,14 +54,20 @@ struct Echo {
     /// Starts it anew.
     restart: PathBuf,
     name: String,
+    n_pairs: u16,
+}
+
+fn address_and_pairs(word: &str) -> Result<(PciAddress, u16), Box<dyn Error>> {
+    let (address, n_pairs) = word.split_once('/').unwrap_or((word, "1"));
+    Ok((address.parse()?, n_pairs.parse()?))
 }
 
 fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
     let options = BindOptions { force: false, state_dir: dir.into() };
-    let addresses = addresses.iter().map(|a| a.parse()).collect::<Result<Vec<PciAddress>, _>>()?;
+    let addresses = addresses.iter().map(|word| address_and_pairs(word)).collect::<Result<Vec<_>, _>>()?;
     let space = DmaSpace::new();
     let (mut echoes, mut pools) = (Vec::new(), Vec::new());
-    for (n, address) in addresses.iter().enumerate() {
+    for (n, (address, n_pairs)) in addresses.iter().enumerate() {
         let pool = Pool::new(&space, PoolConfig { n_buffers: BUFFERS })?;
         pools.push(pool.clone());
         sysfs::bind(*address, &options)?;
@@ -70,7 +78,8 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
         let cache = pool.cache();
-        let mut echo = Echo { pool, cache, nic, queues: Queues::default(), link: None, restart, name };
+        let (queues, n_pairs) = (Queues::default(), *n_pairs);
+        let mut echo = Echo { pool, cache, nic, queues, link: None, restart, name, n_pairs };
         echo.start()?;
         echoes.push(echo);
     }
@@ -93,7 +102,7 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         echo.stop();
     }
     println!("buffers out: {}", pools.iter().map(|pool| pool.counts().out).sum::<u32>());
-    for address in addresses {
+    for (address, _) in addresses {
         let before = sysfs::unbind(address, &options)?.0;
         println!("unbound: {address}, now {before:?}");
     }
@@ -102,7 +111,7 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
 
 impl Echo {
     fn start(&mut self) -> Result<(), Box<dyn Error>> {
-        self.queues = self.nic.start(&self.pool, 1)?;
+        self.queues = self.nic.start(&self.pool, self.n_pairs)?;
         self.link = None;
         println!("{}: started", self.name);
         Ok(())
@@ -166,14 +175,23 @@ impl Echo {
 /// Swaps the addresses.
 fn turn_round(packet: &mut PacketBuf, offloads: Offloads) {
     let frame = packet.data_mut();
-    let (addresses, rest) = frame.split_at_mut(12);
-    let (dst, src) = addresses.split_at_mut(6);
+    let (dst, src) = frame[..12].split_at_mut(6);
     dst.swap_with_slice(src);
-    let is_marked =
-        rest.starts_with(&IPV4_UDP) && frame.get(UDP_AT + 2..UDP_AT + 4) == Some(&MARKED_PORT[..]);
-    if is_marked {
-        undo_checksum(packet, offloads);
+    let port = frame.first_chunk::<{ UDP_AT + 4 }>().map(|head| [head[UDP_AT + 2], head[UDP_AT + 3]]);
+    match port.filter(|_| frame[12..].starts_with(&IPV4_UDP)) {
+        Some(MARKED_PORT) => undo_checksum(packet, offloads),
+        Some(ANSWERED_PORT) => answer(frame),
+        _ => {}
     }
+}
+
+/// Swaps what else says who sent a UDP frame to whom; the checksums stay as right, or as undone, as they were.
+fn answer(frame: &mut [u8]) {
+    let (before, ports) = frame.split_at_mut(UDP_AT);
+    let (from, to) = before[UDP_AT - 8..].split_at_mut(4);
+    from.swap_with_slice(to);
+    let (from, to) = ports[..4].split_at_mut(2);
+    from.swap_with_slice(to);
 }
 
 /// Leaves the checksum of a UDP frame undone: the sum of the pseudo-header in its place (virtio 1.2, 5.1.6.2).

@@ -143,10 +143,8 @@ impl<B: Registers> Regs<B> {
         if has & (feature::MQ | feature::RSS) == 0 {
             return Ok(1);
         }
-        // One more for the control queue.
-        let n_virtqueues = self.common.read(common::NUM_QUEUES);
-        let numbered = n_virtqueues.saturating_sub(1) / 2;
-        Ok(self.net_config(has)?.max_queue_pairs.min(numbered).clamp(1, MAX_QUEUE_PAIRS))
+        // NUM_QUEUES says no more before several pairs are negotiated: QEMU has three then.
+        Ok(self.net_config(has)?.max_queue_pairs.min(MAX_QUEUE_PAIRS))
     }
 
     /// 3.1.1 steps 2 to 6, for this many pairs: returns the features both sides have.

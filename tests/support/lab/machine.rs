@@ -4,6 +4,7 @@
 //! exit status is exact. Emulation is slow and the host may be busy: deadlines are generous and only there so that
 //! nothing hangs.
 
+use super::netns::NetNs;
 use super::process::{Daemon, last_lines};
 use super::qmp::Qmp;
 use super::wire::Wire;
@@ -46,6 +47,7 @@ pub struct Builder<'a> {
     spare_memory_mib: u32,
     n_root_ports: u32,
     devices: Vec<String>,
+    netns: Option<&'a NetNs>,
 }
 
 impl<'a> Builder<'a> {
@@ -64,6 +66,7 @@ impl<'a> Builder<'a> {
             spare_memory_mib: 0,
             n_root_ports: 0,
             devices: Vec::new(),
+            netns: None,
         }
     }
 
@@ -135,17 +138,28 @@ impl<'a> Builder<'a> {
     }
 
     /// A NIC of any model, as [`virtio_nic`](Self::virtio_nic); `device` is QEMU's name with options.
-    pub fn nic(mut self, device: &str, id: &str, mac: &str, wire: &Wire) -> Self {
+    pub fn nic(self, device: &str, id: &str, mac: &str, wire: &Wire) -> Self {
+        self.nic_at(device, id, mac, wire.netdev(id))
+    }
+
+    /// The same at the end of any cable; `netdev` is the value of QEMU's option, with this `id`.
+    pub fn nic_at(mut self, device: &str, id: &str, mac: &str, netdev: String) -> Self {
         self.n_root_ports += 1;
         let (port, slot) = (format!("rp{}", self.n_root_ports), self.n_root_ports);
         self.qemu_args([
             "-device".to_owned(),
             format!("pcie-root-port,id={port},chassis={slot},slot={slot}"),
             "-netdev".to_owned(),
-            wire.netdev(id),
+            netdev,
             "-device".to_owned(),
             format!("{device},netdev={id},mac={mac},bus={port},romfile="),
         ])
+    }
+
+    /// QEMU runs in this network namespace.
+    pub fn netns(mut self, netns: &'a NetNs) -> Self {
+        self.netns = Some(netns);
+        self
     }
 
     /// More QEMU options.
@@ -190,9 +204,12 @@ impl<'a> Builder<'a> {
         let console = dir.join("console.log");
         let mut args = self.command_line(&initrd, &share, &console);
         args.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", dir.join("qmp").display())]);
-        let qemu =
-            Daemon::start(&format!("{} (qemu)", self.name), &self.lab.qemu, &args, &dir.join("qemu.log"))
-                .expect("QEMU starts");
+        let (name, log) = (format!("{} (qemu)", self.name), dir.join("qemu.log"));
+        let qemu = match self.netns {
+            None => Daemon::start(&name, &self.lab.qemu, &args, &log),
+            Some(netns) => netns.start(&name, &self.lab.qemu, &args, &log),
+        };
+        let qemu = qemu.expect("QEMU starts");
         Machine { name: self.name.clone(), qemu, console, share, qmp: dir.join("qmp"), n_scripts: 0 }
     }
 

@@ -47,7 +47,9 @@ impl VirtioModel {
         put(8, &self.selects[1].to_le_bytes());
         put(12, &half(self.accepted, self.selects[1]).to_le_bytes());
         put(16, &self.config_vector.to_le_bytes());
-        put(18, &(N_QUEUES as u16).to_le_bytes());
+        // As QEMU has it.
+        let n_queues = if self.has(feature::MQ | feature::RSS) { N_QUEUES as u16 } else { 3 };
+        put(18, &n_queues.to_le_bytes());
         put(20, &[self.status, self.generation]);
         put(22, &(self.queue_select as u16).to_le_bytes());
         let queue = self.queues.get(self.queue_select).cloned().unwrap_or_default();

@@ -125,3 +125,49 @@ fn one_split_completion_in_order_stands_for_all_before_it() {
         assert_eq!((ring.n_free(), ring.outstanding()), (usize::from(SIZE), 0));
     }
 }
+
+#[test]
+fn one_completion_in_order_is_taken_in_pieces_where_the_caller_has_no_more_room() {
+    let heap = Heap::new();
+    let mut packed = PackedRing::starting_at(heap.clone(), SIZE, false, 6).in_order();
+    (0..5).for_each(|token| packed.post(&[Segment::writable(1, 100)], token).unwrap());
+    packed.publish();
+    use_slot(&heap, 6, true, id_at(&heap, 2), 7);
+    let heap = Heap::new();
+    let mut split = SplitRing::starting_at(heap.clone(), SIZE, false, 65_530).in_order();
+    let used = split.addresses().used as usize;
+    (0..5).for_each(|token| split.post(&[Segment::writable(1, 100)], token).unwrap());
+    split.publish();
+    let entry = used + 4 + 8 * usize::from(65_530 % SIZE);
+    heap.word(entry).store(4, Ordering::Relaxed);
+    heap.word(entry + 4).store(7, Ordering::Relaxed);
+    heap.write16(used + 2, 65_535);
+
+    let (mut from_packed, mut from_split) = (Vec::new(), Vec::new());
+    for n in [2, 2, 1, 0] {
+        assert_eq!(packed.reap(2, |token, len| from_packed.push((token, len))), Ok(n));
+        assert_eq!(split.reap(2, |token, len| from_split.push((token, len))), Ok(n));
+    }
+    assert_eq!(from_packed, [(0, 100), (1, 100), (2, 100), (3, 100), (4, 7)]);
+    assert_eq!(from_split, from_packed);
+    assert_eq!((packed.n_free(), split.n_free()), (usize::from(SIZE), usize::from(SIZE)));
+}
+
+#[test]
+fn completion_in_order_of_what_is_not_out_hands_nothing_out() {
+    let heap = Heap::new();
+    let mut packed = PackedRing::starting_at(heap.clone(), SIZE, false, 6).in_order();
+    (0..5).for_each(|token| packed.post(&[Segment::readable(1, 1)], token).unwrap());
+    packed.publish();
+    use_slot(&heap, 6, true, 6, 0);
+    let never = Err(RingFault::NeverPosted { id: 6 });
+    assert_eq!(packed.reap(8, |_, _| panic!("nothing is handed out")), never);
+    let heap = Heap::new();
+    let mut split = SplitRing::starting_at(heap.clone(), SIZE, false, 65_530).in_order();
+    let used = split.addresses().used as usize;
+    (0..5).for_each(|token| split.post(&[Segment::readable(1, 1)], token).unwrap());
+    split.publish();
+    heap.word(used + 4 + 8 * usize::from(65_530 % SIZE)).store(6, Ordering::Relaxed);
+    heap.write16(used + 2, 65_531);
+    assert_eq!(split.reap(8, |_, _| panic!("nothing is handed out")), never);
+}
