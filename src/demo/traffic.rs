@@ -144,7 +144,7 @@ mod tests {
     impl Port for Pipe {
         fn send(&mut self, frame: &[u8]) -> bool {
             self.n += 1;
-            if self.lose == 0 || self.n % self.lose != 0 {
+            if self.lose == 0 || !self.n.is_multiple_of(self.lose) {
                 self.out.borrow_mut().push_back(frame.to_vec());
             }
             true
