@@ -26,6 +26,10 @@ use crate::status::Board;
 
 /// Time between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(50);
+/// The same while a peer has just gone, which most often comes back: a VM's frames are lost for so long.
+const RETRY_SOON: Duration = Duration::from_millis(10);
+/// How long a peer has just gone.
+const SOON: Duration = Duration::from_secs(2);
 /// How long a message may take to arrive, and a peer to read its replies.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Looks between two looks at a message that has come in part.
@@ -85,8 +89,11 @@ pub(crate) struct Session {
 impl Session {
     /// The thread's body.
     pub fn run(mut self) {
+        let mut gone_at: Option<Instant> = None;
         while !self.stop.is_requested() {
-            let Some(stream) = self.next_peer() else { continue };
+            let just_gone = gone_at.is_some_and(|at| at.elapsed() < SOON);
+            let pause = if just_gone { RETRY_SOON } else { RETRY };
+            let Some(stream) = self.next_peer(pause) else { continue };
             tracing::info!(port = self.name, "vhost-user frontend connected");
             self.board_connected();
             let since = Instant::now();
@@ -94,10 +101,12 @@ impl Session {
             let failed = failure.is_some();
             self.board_disconnected(failure);
             // A peer that fails, or accepts and hangs up, again and again must not keep this thread busy.
-            let hung_up_at_once = matches!(self.source, Source::Connect(_)) && since.elapsed() < RETRY;
-            if failed || hung_up_at_once {
+            if failed {
                 self.stop.wait(None, Some(RETRY));
+            } else if matches!(self.source, Source::Connect(_)) && since.elapsed() < RETRY {
+                self.stop.wait(None, Some(RETRY_SOON));
             }
+            gone_at = Some(Instant::now());
         }
     }
 
@@ -123,7 +132,8 @@ impl Session {
         })
     }
 
-    fn next_peer(&mut self) -> Option<UnixStream> {
+    /// Without one, it has waited for `pause`.
+    fn next_peer(&mut self, pause: Duration) -> Option<UnixStream> {
         let got = match &self.source {
             Source::Connect(path) => socket::connect(path).map(Some),
             Source::Listen(listener) => {
@@ -135,7 +145,7 @@ impl Session {
             Ok(peer) => peer,
             Err(error) => {
                 self.board.progress().waiting_for = waiting_for(&error);
-                self.stop.wait(None, Some(RETRY));
+                self.stop.wait(None, Some(pause));
                 None
             }
         }
