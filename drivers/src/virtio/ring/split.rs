@@ -151,6 +151,10 @@ impl<T> Slot<T> {
     }
 }
 
+/// How far from our place an event index lies that is never passed. Half way round: the index just behind would do but for
+/// a device that publishes, and reads it only after we have taken what it published and moved the index on to there.
+const NEVER: u16 = 0x8000;
+
 /// The driver side of a split ring. `T` is what is given to the device with a buffer: it is in
 /// the ring's keeping until the device completes the buffer, or the ring is dropped.
 ///
@@ -274,8 +278,7 @@ impl<M: RingMemory, T> SplitRing<M, T> {
         match (self.event_idx, self.calls) {
             (false, on) => self.area.set_avail_flags(if on { 0 } else { AVAIL_F_NO_INTERRUPT }),
             (true, true) => self.area.set_used_event(self.used_idx),
-            // The one index the device does not pass before we move it on.
-            (true, false) => self.area.set_used_event(self.used_idx.wrapping_sub(1)),
+            (true, false) => self.area.set_used_event(self.used_idx.wrapping_add(NEVER)),
         }
     }
 

@@ -305,12 +305,15 @@ fn polling_driver_asks_for_no_interrupts_in_either_form() {
     assert_eq!(device.heap.read16(device.avail), 0);
     let (mut with_event, mut device) = ring(true);
     let used_event = device.avail + 4 + 2 * usize::from(SIZE);
-    assert_eq!(device.heap.read16(used_event), START.wrapping_sub(1));
+    assert_eq!(device.heap.read16(used_event), START.wrapping_add(0x8000), "half way round");
     with_event.post(&writable(1), 1).unwrap();
     with_event.publish();
     device.complete(0, 1);
     collect(&mut with_event, 8);
-    assert_eq!(device.heap.read16(used_event), START, "kept one behind");
+    let event = device.heap.read16(used_event);
+    assert_eq!(event, START.wrapping_add(0x8001), "kept half way round");
+    // A device that published 1 entry and reads the event only now does not find it passed (virtio 1.2, 2.7.7.1).
+    assert!(START.wrapping_add(1).wrapping_sub(event).wrapping_sub(1) >= 1);
     with_event.want_calls(true);
     assert_eq!(device.heap.read16(used_event), START.wrapping_add(1));
 }
