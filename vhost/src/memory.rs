@@ -343,13 +343,20 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
-    /// Writes the first `n` bytes (at most 12) of two words to the front, little-endian, as much as fits.
+    /// Makes the first `n` bytes (at most 12) of two words, little-endian, stand at the front, as much as fits. What stands
+    /// there already is not written again: a guest that uses a buffer in turns for both directions then keeps its copy of the
+    /// line (a fifth to a quarter more packets with DPDK's driver as guest; docs/performance.md).
     #[inline(always)]
     pub(crate) fn write_words(&self, front: u64, back: u32, n: usize) {
         if n == 12 && self.len() >= n {
             let words = self.host.as_ptr().cast::<HeaderWords>();
-            // SAFETY: 12 bytes mapped while the map is borrowed, HeaderWords has no alignment, no reference to them exists.
-            unsafe { words.write(HeaderWords(front.to_le(), back.to_le())) };
+            let wanted = HeaderWords(front.to_le(), back.to_le());
+            // SAFETY: 12 bytes mapped while the map is borrowed, HeaderWords has no alignment; volatile, as the guest may write.
+            let there = unsafe { words.read_volatile() };
+            if there != wanted {
+                // SAFETY: as above, no reference to them exists.
+                unsafe { words.write(wanted) };
+            }
         } else {
             let bytes: [u8; 16] = (u128::from(front) | u128::from(back) << 64).to_le_bytes();
             self.write(&bytes[..n.min(12)]);
@@ -392,6 +399,7 @@ impl<'m> GuestSlice<'m> {
 }
 
 /// A header at any address.
+#[derive(Clone, Copy, PartialEq)]
 #[repr(C, packed)]
 struct HeaderWords(u64, u32);
 

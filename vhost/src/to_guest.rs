@@ -208,8 +208,8 @@ fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u6
     let mut slots: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
     for (head, packet) in heads.iter().zip(from.iter()) {
         let Some(slot) = plain_slot(head, features, &mut memory, packet) else { break };
-        // The header's line and the frame's: buffers are aligned for one of them.
-        slot.prefetch_write(0);
+        // The header's line, which most often stays as it is, and the frame's: buffers are aligned for one of them.
+        slot.prefetch();
         slot.prefetch_write(features.header_bytes);
         packet.prefetch();
         slots.push(slot);
