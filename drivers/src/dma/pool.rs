@@ -18,7 +18,7 @@ use crossbeam_queue::ArrayQueue;
 use super::buf::{Meta, PacketBuf};
 use super::iova::Iova;
 use super::region::{DmaError, DmaSpace, PageSize, Region};
-use super::{HEADROOM, STRIDE};
+use super::{DATA_ROOM, HEADROOM, STRIDE};
 use crate::Burst;
 
 /// Slots in a magazine.
@@ -26,6 +26,14 @@ const MAGAZINE: usize = 64;
 
 /// Most caches (cores and queues) one pool serves.
 const MAX_CACHES: usize = 1024;
+
+/// True when the whole buffer lies in one huge page, if the pool has those. The few others are left out: some emulated
+/// cards lose a frame whose bytes cross to a page that is not the next one in the machine's memory.
+fn lies_in_one_page(slot: &u32) -> bool {
+    let page_of = |at: usize| at / PageSize::Huge2M.bytes();
+    let first = *slot as usize * STRIDE;
+    page_of(first) == page_of(first + HEADROOM + DATA_ROOM - 1)
+}
 
 type Magazine = Box<ArrayVec<u32, MAGAZINE>>;
 
@@ -51,7 +59,9 @@ pub struct PoolCounts {
 pub(super) struct PoolShared {
     base: NonNull<u8>,
     iova: Iova,
+    /// Buffers there are; slots there are, of which a few have none.
     capacity: u32,
+    n_slots: u32,
     /// Per slot, CPU-only: chain link and offload data. Entry i belongs to the owner of slot i.
     meta: Box<[UnsafeCell<Meta>]>,
     /// Full magazines, and the empty boxes cores trade for them. A core that hands in a full magazine
@@ -75,9 +85,9 @@ impl PoolShared {
     /// First byte of a slot's buffer (its headroom).
     #[inline(always)]
     pub(super) fn slot_ptr(&self, slot: u32) -> NonNull<u8> {
-        debug_assert!(slot < self.capacity);
-        // SAFETY: slot < capacity for every slot number handed out at construction, and the region
-        // was sized for capacity * STRIDE.
+        debug_assert!(slot < self.n_slots);
+        // SAFETY: slot < n_slots for every slot number handed out at construction, and the region
+        // was sized for n_slots * STRIDE.
         unsafe { self.base.add(slot as usize * STRIDE) }
     }
 
@@ -146,12 +156,14 @@ impl Pool {
     /// Allocates a pool in `space`.
     pub fn new(space: &DmaSpace, config: PoolConfig) -> Result<Pool, DmaError> {
         let capacity = config.n_buffers.max(1).next_multiple_of(MAGAZINE as u32);
-        let region = space.allocate("pool", capacity as usize * STRIDE)?;
+        let slots: Vec<u32> = (0..).filter(lies_in_one_page).take(capacity as usize).collect();
+        let n_slots = slots.last().map_or(0, |last| last + 1);
+        let region = space.allocate("pool", n_slots as usize * STRIDE)?;
         let n_magazines = capacity as usize / MAGAZINE;
         let full = ArrayQueue::new(n_magazines);
         // Lowest slots come out first: a small working set stays small.
-        for first in (0..capacity).step_by(MAGAZINE) {
-            let magazine: Magazine = Box::new((first..first + MAGAZINE as u32).rev().collect());
+        for slots in slots.chunks_exact(MAGAZINE) {
+            let magazine: Magazine = Box::new(slots.iter().rev().copied().collect());
             let pushed = full.push(magazine);
             assert!(pushed.is_ok(), "the depot was sized for all magazines");
         }
@@ -159,7 +171,8 @@ impl Pool {
             base: region.as_ptr(),
             iova: region.iova(),
             capacity,
-            meta: (0..capacity).map(|_| UnsafeCell::new(Meta::default())).collect(),
+            n_slots,
+            meta: (0..n_slots).map(|_| UnsafeCell::new(Meta::default())).collect(),
             full,
             empty: ArrayQueue::new(n_magazines),
             strays: ArrayQueue::new(capacity as usize),
@@ -340,6 +353,22 @@ mod tests {
         all.into_iter().for_each(|p| cache.free(p));
         drop(cache);
         assert_eq!(pool.counts().out, 0);
+    }
+
+    #[test]
+    fn no_buffer_crosses_a_huge_page_and_all_that_were_asked_for_are_there() {
+        let pool = pool(4096);
+        let mut cache = pool.cache();
+        let all: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+        assert_eq!(all.len(), 4096);
+        let start = all.iter().map(|p| p.iova().0).min().unwrap() - HEADROOM as u64;
+        assert!(start.is_multiple_of(2 << 20), "regions start with a huge page");
+        for packet in &all {
+            let first = packet.iova().0 - HEADROOM as u64;
+            let last = packet.iova().0 + DATA_ROOM as u64 - 1;
+            assert_eq!(first >> 21, last >> 21, "{first:#x}");
+        }
+        all.into_iter().for_each(|p| cache.free(p));
     }
 
     #[test]
