@@ -158,7 +158,7 @@ fn all_queue_pairs_of_virtio_net_work_behind_real_vfio_and_after_a_restart() {
     let script = dir.path().join("flows.py");
     std::fs::write(&script, FLOWS).expect("scratch space");
     let mut machine = boot(&lab, dir.path(), &netns);
-    machine.sh("echo 24 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 12");
+    machine.sh("echo 20 > /proc/sys/vm/nr_hugepages; test $(cat /proc/sys/vm/nr_hugepages) -ge 15");
     let addresses: Vec<String> =
         (1..=DEVICES.len()).map(|bus| format!("0000:0{bus}:00.0/{N_PAIRS}")).collect();
     let echo =

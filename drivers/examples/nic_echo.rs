@@ -19,9 +19,8 @@ use spp_drivers::pci::sysfs::{self, BindOptions};
 use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, Queues};
 use spp_drivers::{nic, vfio};
 
-/// Each NIC has a pool of its own that fits one huge page: QEMU's e1000e and igb lose a frame with a buffer whose two
-/// ends are not neighbours in the machine's memory, which real cards don't.
-const BUFFERS: u32 = 896;
+/// Each NIC has a pool of its own, in three huge pages: both rings of the longest there are, and what the loop holds.
+const BUFFERS: u32 = 2560;
 const IPV4_UDP: [u8; 3] = [8, 0, 0x45];
 /// IPv4 header without options.
 const UDP_AT: usize = 34;

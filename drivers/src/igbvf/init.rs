@@ -29,6 +29,9 @@ const EXTRA_BYTES: u32 = 8;
 const N_VECTORS: usize = 2;
 /// Both vectors, in a mask.
 const VECTORS: u32 = 3;
+/// Descriptors of each ring: more than a physical function has, for which frames wait. The driver of that may have the
+/// card drop what finds no descriptor, as Linux's igb does.
+const RING: u16 = 1024;
 /// Addresses it asks for before it asks for all; the physical function may have room for fewer.
 const N_EXACT: usize = 8;
 
@@ -115,7 +118,7 @@ impl<const I350: bool, B: Registers> Chip for Igbvf<I350, B> {
             max_frame_bytes: MAX_FRAME_BYTES,
             n_queue_pairs: 1,
             n_exact_filters: N_EXACT,
-            ring_size: 512,
+            ring_size: RING,
             n_vectors: N_VECTORS,
         }
     }

@@ -84,10 +84,12 @@ trials! {
     trap_05_pulled_device_is_gone_and_gives_its_buffers_back
     trap_07_device_whose_memory_decoding_went_off_is_started_anew
     trap_08_stopped_device_does_no_dma
+    trap_09_memory_lies_where_the_iommu_can_map_it_and_not_in_the_msi_window
     trap_10_all_descriptors_but_one_are_used_and_full_rings_leave_frames_with_the_caller
     trap_11_descriptor_format_that_does_not_take_is_an_error_that_names_the_register
     trap_12_card_without_a_valid_address_gets_a_random_one
     trap_13_all_interrupts_are_masked_before_vectors_are_enabled
+    trap_14_missing_carrier_is_a_reason_and_not_silence
     reset_that_never_ends_names_register_mask_and_last_value
     card_is_opened_by_its_id
 }

@@ -29,13 +29,16 @@ struct Bench {
 
 impl Bench {
     fn unstarted(device: u16, prepare: impl FnOnce(&mut Model)) -> Bench {
-        let space = DmaSpace::new();
+        Bench::in_space(&DmaSpace::new(), device, prepare)
+    }
+
+    fn in_space(space: &DmaSpace, device: u16, prepare: impl FnOnce(&mut Model)) -> Bench {
         let mut chip = Model::new(Card::of_id(device, MAC.0));
         prepare(&mut chip);
         let make = |memory: Arc<ModelMemory>| Function::new(Common::new(memory), chip);
-        let (function, card) = crate::nic::model::new(&space, make);
-        let nic = open(function, &space).unwrap();
-        let pool = Pool::new(&space, PoolConfig { n_buffers: 4096 }).unwrap();
+        let (function, card) = crate::nic::model::new(space, make);
+        let nic = open(function, space).unwrap();
+        let pool = Pool::new(space, PoolConfig { n_buffers: 4096 }).unwrap();
         let cache = pool.cache();
         Bench { nic, card, pool, cache, queues: Queues::default() }
     }

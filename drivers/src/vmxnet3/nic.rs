@@ -32,11 +32,12 @@ const DRIVER: &str = "vmxnet3";
 const MAX_FRAME_BYTES: u32 = config::MTU + 14 + 8;
 /// As many as the device has of transmit queues; of receive queues it has twice as many.
 const N_QUEUE_PAIRS: u16 = 8;
-/// Descriptors of each receive ring, and of a transmit ring.
-const RX_RING: u16 = 256;
+/// Descriptors for the beginnings of frames and for what follows, and of a transmit ring. Hosts drop a frame that finds no
+/// buffer, so there are as many for beginnings as a guest's own driver has.
+const RX_RINGS: [u16; 2] = [1024, 256];
 const TX_RING: u16 = 512;
 /// Rings of queues that are there only because the device counts receive queues in powers of two.
-const IDLE_RING: u16 = 32;
+const IDLE_RINGS: [u16; 2] = [32; 2];
 /// It takes its own address alone, or everything.
 const N_EXACT_FILTERS: usize = 1;
 /// Looks at the link between two that a missed interrupt can't prevent: one second.
@@ -218,11 +219,12 @@ impl<F: PciFunction> Vmxnet3<F> {
         &self,
         running: &Running,
         queue: u16,
-        size: u16,
+        [heads, bodies]: [u16; 2],
     ) -> Result<([CommandRing; 2], CompletionRing, usize), DmaError> {
-        let ring = |what| CommandRing::new(&self.space, what, size, RX_GEN);
-        let commands = [ring("rx-ring")?, ring("rx-body-ring")?];
-        let completions = CompletionRing::new(&self.space, "rx-done-ring", 2 * size)?;
+        let ring = |what, size| CommandRing::new(&self.space, what, size, RX_GEN);
+        let commands = [ring("rx-ring", heads)?, ring("rx-body-ring", bodies)?];
+        let n_completions = (heads + bodies).next_power_of_two();
+        let completions = CompletionRing::new(&self.space, "rx-done-ring", n_completions)?;
         let described_at = (usize::from(running.config.n_tx_queues) + usize::from(queue)) * QUEUE_BYTES;
         let described =
             config::rx_queue([place(&commands[0]), place(&commands[1])], done_place(&completions));
@@ -236,7 +238,7 @@ impl<F: PciFunction> Vmxnet3<F> {
         queue: u16,
         cache: &mut PoolCache,
     ) -> Result<Option<Rx<F::Bar>>, DmaError> {
-        let (commands, completions, described_at) = self.rx_rings(running, queue, RX_RING)?;
+        let (commands, completions, described_at) = self.rx_rings(running, queue, RX_RINGS)?;
         let index = usize::from(queue);
         let parts = RxParts {
             queue,
@@ -255,7 +257,7 @@ impl<F: PciFunction> Vmxnet3<F> {
 
     /// A receive queue that no flow leads to, without buffers.
     fn idle_queue(&self, running: &Running, queue: u16) -> Result<(), DmaError> {
-        let (commands, completions, _) = self.rx_rings(running, queue, IDLE_RING)?;
+        let (commands, completions, _) = self.rx_rings(running, queue, IDLE_RINGS)?;
         let _rings = (commands.into(), completions);
         running.shared.park(Parked { side: Side::Rx, _rings, buffers: Vec::new() });
         Ok(())

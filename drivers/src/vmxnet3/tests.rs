@@ -31,10 +31,13 @@ struct Bench {
 
 impl Bench {
     fn unstarted() -> Bench {
-        let space = DmaSpace::new();
-        let (function, model) = model::new(&space, MAC);
-        let nic = open(function, &space).unwrap();
-        let pool = Pool::new(&space, PoolConfig { n_buffers: 4096 }).unwrap();
+        Bench::in_space(&DmaSpace::new())
+    }
+
+    fn in_space(space: &DmaSpace) -> Bench {
+        let (function, model) = model::new(space, MAC);
+        let nic = open(function, space).unwrap();
+        let pool = Pool::new(space, PoolConfig { n_buffers: 12_288 }).unwrap();
         let cache = pool.cache();
         Bench { nic, model, pool, cache, queues: Queues::default(), n_pairs: 1 }
     }
@@ -253,12 +256,12 @@ fn doorbell_waits_for_as_many_frames_as_the_device_wants_but_never_for_more_than
 #[test]
 fn frames_wait_with_the_device_while_the_pool_is_empty() {
     let mut bench = Bench::new();
-    (0..600).for_each(|n| bench.model.inject(&frame(n, 64)));
+    (0..1100).for_each(|n| bench.model.inject(&frame(n, 64)));
     let hoard: Vec<_> = std::iter::from_fn(|| bench.cache.alloc()).collect();
     assert!(bench.receive(5).is_empty());
-    assert_eq!(bench.model.waiting_on_wire(), 600 - 255);
+    assert_eq!(bench.model.waiting_on_wire(), 1100 - 1023);
     hoard.into_iter().for_each(|packet| bench.cache.free(packet));
-    assert_eq!(bench.receive(60).len(), 600, "none is lost");
+    assert_eq!(bench.receive(60).len(), 1100, "none is lost");
     bench.finish();
 }
 

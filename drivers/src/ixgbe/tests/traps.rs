@@ -1,9 +1,10 @@
 //! What cards do wrong, and waits that end: one test for each trap.
 
 use super::*;
+use crate::intel::trials::traps::NarrowIommu;
 
 #[test]
-fn trap_1_frame_is_not_taken_before_its_late_write_back() {
+fn trap_01_frame_is_not_taken_before_its_late_write_back() {
     let mut bench = Bench::new();
     bench.chip(|chip| chip.set_fault(Some(Fault::LateWriteBack(3))));
     bench.inject(&[frame(5, 200)]);
@@ -15,7 +16,7 @@ fn trap_1_frame_is_not_taken_before_its_late_write_back() {
 }
 
 #[test]
-fn trap_2_length_beyond_the_buffer_is_dropped_and_counted() {
+fn trap_02_length_beyond_the_buffer_is_dropped_and_counted() {
     for lie in [2049, 0xffff, 0] {
         let mut bench = Bench::new();
         assert_eq!(bench.receive_with(Fault::GarbageLength(lie)), [[0u8; 0]; 0], "{lie}");
@@ -26,7 +27,7 @@ fn trap_2_length_beyond_the_buffer_is_dropped_and_counted() {
 }
 
 #[test]
-fn trap_2_frame_that_never_ends_is_dropped_or_stops_the_port() {
+fn trap_02_frame_that_never_ends_is_dropped_or_stops_the_port() {
     let mut bench = Bench::new();
     for _ in 0..3 {
         bench.receive_with(Fault::MissingEop);
@@ -38,7 +39,7 @@ fn trap_2_frame_that_never_ends_is_dropped_or_stops_the_port() {
 }
 
 #[test]
-fn trap_3_completion_never_posted_reads_nothing_outside() {
+fn trap_03_completion_never_posted_reads_nothing_outside() {
     for fault in [Fault::NeverPosted, Fault::IndexJump(7), Fault::IndexJump(600)] {
         let mut bench = Bench::new();
         bench.receive_with(fault);
@@ -54,7 +55,7 @@ fn trap_3_completion_never_posted_reads_nothing_outside() {
 }
 
 #[test]
-fn trap_4_hung_transmitter_is_noticed_and_a_restart_cures_it() {
+fn trap_04_hung_transmitter_is_noticed_and_a_restart_cures_it() {
     let mut bench = Bench::unstarted(0x10f7, |_| {});
     bench.nic.set_tx_limit(Duration::from_millis(20));
     bench.queues = bench.nic.start(&bench.pool, 1).unwrap();
@@ -73,7 +74,7 @@ fn trap_4_hung_transmitter_is_noticed_and_a_restart_cures_it() {
 }
 
 #[test]
-fn trap_5_all_ones_are_a_card_that_is_gone() {
+fn trap_05_all_ones_are_a_card_that_is_gone() {
     let mut bench = Bench::new();
     bench.card.set_fault(Some(CommonFault::Gone));
     assert!(matches!(bench.nic.health(), Health::Gone(_)));
@@ -84,7 +85,7 @@ fn trap_5_all_ones_are_a_card_that_is_gone() {
 }
 
 #[test]
-fn trap_6_counters_that_clear_when_read_are_summed() {
+fn trap_06_counters_that_clear_when_read_are_summed() {
     let mut bench = Bench::new();
     for round in 1..=3 {
         let frames: Vec<_> = (0..10).map(|n| frame(n, 96)).collect();
@@ -101,7 +102,7 @@ fn trap_6_counters_that_clear_when_read_are_summed() {
 }
 
 #[test]
-fn trap_7_card_that_was_deaf_for_a_while_comes_back() {
+fn trap_07_card_that_was_deaf_for_a_while_comes_back() {
     let mut bench = Bench::new();
     bench.card.set_fault(Some(CommonFault::Deaf));
     assert!(bench.reason().contains("all ones"));
@@ -111,7 +112,7 @@ fn trap_7_card_that_was_deaf_for_a_while_comes_back() {
 }
 
 #[test]
-fn trap_8_no_dma_is_left_on_by_a_driver_that_vanishes() {
+fn trap_08_no_dma_is_left_on_by_a_driver_that_vanishes() {
     let bench = Bench::new();
     let Bench { nic, card, pool, cache, queues } = bench;
     drop(queues);
@@ -119,6 +120,17 @@ fn trap_8_no_dma_is_left_on_by_a_driver_that_vanishes() {
     assert!(!card.bus_master());
     drop(cache);
     assert_eq!(pool.counts().out, 0);
+}
+
+#[test]
+fn trap_09_memory_lies_where_the_iommu_can_map_it_and_not_in_the_msi_window() {
+    let space = DmaSpace::new();
+    let iommu = NarrowIommu::attach(&space);
+    let mut bench = Bench::in_space(&space, 0x10f7, |_| {});
+    bench.queues = bench.nic.start(&bench.pool, 1).unwrap();
+    bench.works();
+    iommu.check();
+    bench.finish();
 }
 
 #[test]
