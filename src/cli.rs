@@ -111,7 +111,8 @@ pub struct Run {
     /// upgrade never withdraws it
     #[arg(long, value_name = "DIR", default_value = "/run/spp")]
     pub state_dir: PathBuf,
-    /// Run any core mask on the CPUs there are: threads are not pinned and yield when idle
+    /// Run any core mask on the CPUs there are: two threads for each NIC, one to its guests and one from them, not
+    /// pinned, which yield when idle
     #[arg(long)]
     pub fold_cores: bool,
     /// What cores do while there are no packets: spin (fastest), pause (leaves the core's other thread more), or

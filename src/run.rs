@@ -254,6 +254,7 @@ fn options(args: &Run) -> NodeOptions {
         },
         state_dir: Some(args.state_dir.clone()),
         fold_cores: args.fold_cores,
+        share_ways: true,
         idle: args.idle,
         gate_unplugged: true,
         local_switching: !args.no_local_switching,

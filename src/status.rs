@@ -49,7 +49,7 @@ fn head(node: &NodeStatus) -> String {
         node.version, pool.buffers, pool.free
     );
     if node.fold_cores {
-        text += "\ncores are folded: threads share CPUs and sleep when idle";
+        text += "\ncores are folded: each NIC has two threads, which share CPUs and sleep when idle";
     }
     let fused: Vec<&str> =
         node.rings.iter().filter(|ring| ring.fused).map(|ring| ring.port.as_str()).collect();

@@ -166,15 +166,45 @@ fn running(topology: &Topology, component: &Component, missing: &BTreeSet<PortNa
     Running { id, name, kind, rx: rx.collect(), tx, entries }
 }
 
+/// The core that a folded component is run on: the lowest of those of its NIC's components on the same way, to the guests or
+/// from them, so that the rings on a way connect components of one core. A mirror keeps its own.
+fn folded_core(topology: &Topology, component: &Component) -> usize {
+    let is_to_guests = |component: &Component| match component.kind {
+        ComponentKind::Classifier => true,
+        ComponentKind::Merge | ComponentKind::Mirror => false,
+        ComponentKind::Forward => component.tx.iter().any(|tx| tx.port.vhost().is_some()),
+    };
+    let Some(vf) = topology.vf_of(component.id) else { return component.core };
+    let alike = vf.components.iter().filter(|other| is_to_guests(other) == is_to_guests(component));
+    alike.map(|other| other.core).min().unwrap_or(component.core)
+}
+
 impl Wiring {
     /// What `topology` asks for. Ports in `missing` (their device is down) count as not attached.
     pub fn compile(topology: &Topology, missing: &BTreeSet<PortName>) -> Wiring {
+        Wiring::place(topology, missing, |component| component.core)
+    }
+
+    /// As [`compile`](Self::compile), on few cores: two for each NIC, one for each way.
+    pub fn compile_folded(topology: &Topology, missing: &BTreeSet<PortName>) -> Wiring {
+        Wiring::place(topology, missing, |component| folded_core(topology, component))
+    }
+
+    fn place(
+        topology: &Topology,
+        missing: &BTreeSet<PortName>,
+        core: impl Fn(&Component) -> usize,
+    ) -> Wiring {
+        let configured = topology;
         let topology = topology.in_force();
         let mut cores: BTreeMap<usize, Vec<Running>> = BTreeMap::new();
         for component in topology.components() {
             let running = running(&topology, component, missing);
             if running.is_complete() {
-                cores.entry(component.core).or_default().push(running);
+                // A tap must not move what it watches: the wiring without taps tells where.
+                let untapped = configured.components().find(|other| other.id == component.id);
+                let place = untapped.map_or(component.core, &core);
+                cores.entry(place).or_default().push(running);
             }
         }
         let mut wiring = Wiring { cores };
@@ -193,6 +223,12 @@ impl Wiring {
                 tx.share = share.filter(|_| n_alike > 1);
             }
         }
+    }
+
+    /// The core that runs a component.
+    pub fn core_of(&self, id: ComponentId) -> Option<usize> {
+        let has = |components: &[Running]| components.iter().any(|running| running.id == id);
+        self.cores.iter().find(|(_, components)| has(components)).map(|(&core, _)| core)
     }
 
     /// The components of all cores.

@@ -53,6 +53,9 @@ pub struct NodeOptions {
     pub state_dir: Option<PathBuf>,
     /// Worker threads are not pinned and give up their CPU when idle, so any mask runs anywhere.
     pub fold_cores: bool,
+    /// With folded cores, a NIC's components share two threads, one for each way, and not as the mask deals cores out: the
+    /// rings between them have both ends on one.
+    pub share_ways: bool,
     /// What worker threads do when idle, unless they are folded.
     pub idle: IdlePolicy,
     /// Nothing passes from the guest of a vhost that is not plugged. True wherever plug and unplug
@@ -73,6 +76,7 @@ impl Default for NodeOptions {
             vhost_role: Role::Client,
             state_dir: None,
             fold_cores: false,
+            share_ways: false,
             idle: IdlePolicy::Spin,
             gate_unplugged: true,
             local_switching: true,
@@ -274,7 +278,9 @@ impl Node {
 
     /// Makes the cores run what the topology asks for, as far as the devices are there.
     fn settle(&mut self) -> Result<(), NodeError> {
-        let wanted = Wiring::compile(&self.topology, &self.missing());
+        let shares = self.options.fold_cores && self.options.share_ways;
+        let compile = if shares { Wiring::compile_folded } else { Wiring::compile };
+        let wanted = compile(&self.topology, &self.missing());
         self.add_queue_halves(&wanted);
         self.drain_leaving_queues(&wanted)?;
         let before = self.board.running().clone();

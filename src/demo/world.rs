@@ -153,6 +153,7 @@ fn start_node(wire: &Path, dir: &Path) -> Result<NodeHandle, Failure> {
         vhost_dir: dir.to_owned(),
         vhost_role: Role::Client,
         fold_cores: true,
+        share_ways: true,
         gate_unplugged: true,
         ..NodeOptions::default()
     };

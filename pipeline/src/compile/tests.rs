@@ -53,6 +53,34 @@ fn default_topology_runs_one_component_on_each_core() {
 }
 
 #[test]
+fn folded_topology_runs_each_way_of_a_nic_on_one_core_with_both_ends_of_its_rings() {
+    let mut topology = topology();
+    let folded = |topology: &Topology| Wiring::compile_folded(topology, &BTreeSet::new());
+    let names = |wiring: &Wiring, core| wiring.on(core).iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+    let wiring = folded(&topology);
+    assert_eq!(names(&wiring, 2), ["forward_0_tx", "forward_1_tx", "classifier"]);
+    assert_eq!(names(&wiring, 3), ["forward_0_rx", "forward_1_rx", "merger"]);
+    assert_eq!(wiring.cores.len(), 4, "two NICs");
+    for core in wiring.cores.keys() {
+        let ends = wiring.ends_on(*core);
+        let rings = ends.iter().filter(|(_, port)| matches!(port, PortName::Ring(_)));
+        assert_eq!(rings.clone().count(), 4);
+        assert!(
+            rings
+                .clone()
+                .all(|(_, ring)| [Direction::Rx, Direction::Tx].iter().all(|&d| ends.contains(&(d, *ring))))
+        );
+    }
+    let forward = wiring.on(3)[0].id;
+    assert_eq!(wiring.core_of(forward), Some(3));
+    (0..2).for_each(|vhost| topology.plug(&plug(vhost, None)).unwrap());
+    topology.tap(&Tap { mirror: 0, way: Way::Out, source: 0, dest: 1 }).unwrap();
+    topology.set_tap_stage(0, Stage::On);
+    let tapped = folded(&topology);
+    assert_eq!(tapped.core_of(forward), Some(3), "a tap moves nothing but what goes through it");
+}
+
+#[test]
 fn vlan_plug_opens_the_merger_then_the_forwarder_then_the_classifier() {
     let mut topology = topology();
     let before = wiring(&topology);
@@ -330,13 +358,14 @@ proptest! {
     /// After any edits the cores run what a fresh start would run, and on the way no end of a
     /// port was ever on two cores.
     #[test]
-    fn any_edits_end_in_the_wiring_of_a_fresh_start(edits in proptest::collection::vec((edit(), any::<bool>()), 1..60)) {
+    fn any_edits_end_in_the_wiring_of_a_fresh_start(edits in proptest::collection::vec((edit(), any::<bool>()), 1..60), folded in any::<bool>()) {
         let (mut topology, mut missing) = (topology(), BTreeSet::new());
         let mut workers = Workers::default();
+        let compile = if folded { Wiring::compile_folded } else { Wiring::compile };
         for (edit, applied_at_once) in edits {
             edited(&mut topology, &mut missing, edit);
             if applied_at_once {
-                let wanted = Wiring::compile(&topology, &missing);
+                let wanted = compile(&topology, &missing);
                 steps(&workers.runs, &wanted).iter().for_each(|step| workers.take(step));
                 prop_assert_eq!(&workers.runs, &wanted);
             }
@@ -345,12 +374,13 @@ proptest! {
 
     /// While steps are taken, no core lets through what neither the old nor the new wiring does.
     #[test]
-    fn no_step_opens_what_both_wirings_keep_closed(edits in proptest::collection::vec(edit(), 1..40), more in proptest::collection::vec(edit(), 1..10)) {
+    fn no_step_opens_what_both_wirings_keep_closed(edits in proptest::collection::vec(edit(), 1..40), more in proptest::collection::vec(edit(), 1..10), folded in any::<bool>()) {
         let (mut topology, mut missing) = (topology(), BTreeSet::new());
+        let compile = if folded { Wiring::compile_folded } else { Wiring::compile };
         edits.into_iter().for_each(|edit| edited(&mut topology, &mut missing, edit));
-        let old = Wiring::compile(&topology, &missing);
+        let old = compile(&topology, &missing);
         more.into_iter().for_each(|edit| edited(&mut topology, &mut missing, edit));
-        let new = Wiring::compile(&topology, &missing);
+        let new = compile(&topology, &missing);
         let find = |wiring: &Wiring, id| wiring.cores.values().flatten().find(|c| c.id == id).cloned();
         for step in steps(&old, &new) {
             for component in &step.components {

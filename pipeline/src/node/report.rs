@@ -41,8 +41,9 @@ impl Node {
         let (mut components, mut percent) = (BTreeMap::new(), BTreeMap::new());
         for component in self.topology.components() {
             let cycles = self.board.component(component.id).cycles();
-            let core_now = cores.get(&component.core).map_or(0, Cycles::total);
-            let core_then = self.busy.cores.get(&component.core).map_or(0, Cycles::total);
+            let core = self.board.core_of(component.id).unwrap_or(component.core);
+            let core_now = cores.get(&core).map_or(0, Cycles::total);
+            let core_then = self.busy.cores.get(&core).map_or(0, Cycles::total);
             let then = self.busy.components.get(&component.id).map_or(0, |cycles| cycles.useful);
             let (useful, all) = (cycles.useful.saturating_sub(then), core_now.saturating_sub(core_then));
             let share = if all == 0 { 0.0 } else { 100.0 * useful as f32 / all as f32 };
@@ -109,7 +110,7 @@ impl Node {
 
     fn component_status(&mut self, component: &Component, wired: &Topology) -> ComponentStatus {
         let now = self.board.component(component.id).snapshot();
-        let state = match (now.failed, self.board.runs(component.core, component.id)) {
+        let state = match (now.failed, self.board.core_of(component.id).is_some()) {
             (true, _) => "failed",
             (false, true) => "running",
             (false, false) => "incomplete",

@@ -89,7 +89,8 @@ impl Node {
             retry.pause = (retry.pause * 2).min(LONGEST_PAUSE);
             retry.at = now + retry.pause;
             tracing::warn!(component = name, core, "failed component gets another try");
-            if let Err(error) = self.board.replay(core) {
+            let runs_on = self.board.core_of(id).unwrap_or(core);
+            if let Err(error) = self.board.replay(runs_on) {
                 tracing::error!(%error, core, "failed component can't be started again");
             }
         }

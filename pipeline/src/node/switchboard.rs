@@ -351,9 +351,9 @@ impl Switchboard {
         self.edge_stats.retain(|(id, _), _| live.contains(id));
     }
 
-    /// True when the component is on its core.
-    pub fn runs(&self, core: usize, id: ComponentId) -> bool {
-        self.running.on(core).iter().any(|running| running.id == id)
+    /// The core that runs the component: its own, or with folded cores the one it shares.
+    pub fn core_of(&self, id: ComponentId) -> Option<usize> {
+        self.running.core_of(id)
     }
 
     /// Where a core's cycles went, for all cores.

@@ -41,6 +41,42 @@ fn unplug_stops_frames_both_ways_and_replug_starts_them_again() {
 }
 
 #[test]
+fn folded_ways_share_a_thread_each_and_pass_frames_while_a_component_comes_and_goes() {
+    let site = Site::new();
+    let config = NodeConfig::from_mappings(&site.wire_mapping("wire0", "phys1#2#0xfe")).unwrap();
+    let mut node = Node::start(config, NodeOptions { share_ways: true, ..site.options() }).unwrap();
+    let (mut wire, mut vm) = (site.wire("wire0"), site.guest(&mut node, 0));
+    let mut other = site.guest(&mut node, 1);
+    node.plug(&plug(1, None)).unwrap();
+    node.plug(&plug(0, Some(7))).unwrap();
+    for round in 0..4 {
+        ping(&mut wire, &mut vm, &plug(0, Some(7)), 0..20);
+        // The lowest core of its way: all others move when it goes and comes.
+        let (name, core) = [("forward_0_tx", 2), ("forward_0_rx", 3)][round % 2];
+        let ends: Vec<_> = [Direction::Rx, Direction::Tx]
+            .map(|direction| {
+                let component =
+                    node.topology().components().find(|component| component.name == name).unwrap();
+                (direction, component.ends(direction)[0].port)
+            })
+            .into();
+        node.component_stop(1, name).unwrap();
+        ping(&mut wire, &mut other, &plug(1, None), 0..20);
+        node.component_start(1, name, core, ComponentKind::Forward).unwrap();
+        for (direction, port) in ends {
+            node.port_attach(1, name, port, direction, VlanOp::None).unwrap();
+        }
+    }
+    ping(&mut wire, &mut vm, &plug(0, Some(7)), 0..20);
+    let status = node.status();
+    let cores: Vec<usize> = status.vfs[0].components.iter().map(|component| component.core).collect();
+    assert_eq!(status.vfs[0].components.len(), 6);
+    assert!(status.rings.len() == 4 && status.rings.iter().all(|ring| ring.fused), "{:?}", status.rings);
+    assert!((2..8).all(|core| cores.contains(&core)), "each shows the core it was dealt: {cores:?}");
+    assert!(status.vfs[0].components.iter().all(|component| component.state == "running"));
+}
+
+#[test]
 fn no_frame_of_a_vlan_leaves_with_another_tag_while_plugs_change() {
     let site = Site::new();
     let mut node = site.one_nic();
