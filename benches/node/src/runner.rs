@@ -24,6 +24,8 @@ pub struct Plan {
     pub frontend_cpu: usize,
     /// Least share of its CPU a polling thread must have had.
     pub share_min: f64,
+    /// The `spp` to measure whole, if whoever started the benchmark has built one for it.
+    pub spp: Option<&'static str>,
 }
 
 impl Plan {
@@ -297,6 +299,7 @@ mod tests {
             backend_cpu: 0,
             frontend_cpu: 0,
             share_min: 0.95,
+            spp: None,
         };
         let case = Case::new("P1", "x", "M/s", None);
         let case = case.measure(&plan, Ok(Box::new(Constant(3.0))), Err("not installed".into()));

@@ -28,18 +28,19 @@ pub fn measure(plan: &Plan, done: &mut dyn FnMut(Case)) {
         ("start to first frame forwarded, limit 300", "ms", What::StartMs),
         ("memory with 2 NICs and 8 vhosts, limit 256", "MiB", What::MemoryMib),
     ] {
-        let ours = spp().map(|spp| Box::new(Ours { spp, what }) as Box<dyn Side>);
+        let ours = spp(plan).map(|spp| Box::new(Ours { spp, what }) as Box<dyn Side>);
         let none = Err("none has such a program".to_owned());
         done(Case::new("P9", name, unit, None).less_is_better().measure(&few, ours, none));
     }
 }
 
-/// The release build of `spp`, or what `SPP_BIN` names.
-fn spp() -> Result<PathBuf> {
+/// What `SPP_BIN` names, or was built for this run, or else the last release build of `spp`.
+fn spp(plan: &Plan) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let usual = target.join("x86_64-unknown-linux-gnu/release/spp");
-    let path = std::env::var_os("SPP_BIN").map_or(usual, PathBuf::from);
+    let built = plan.spp.map_or(usual, PathBuf::from);
+    let path = std::env::var_os("SPP_BIN").map_or(built, PathBuf::from);
     if path.is_file() { Ok(path) } else { Err("build spp first: cargo build --release --bin spp".to_owned()) }
 }
 
