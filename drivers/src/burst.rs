@@ -45,7 +45,7 @@ impl Burst {
 
     /// Appends packets; there must be room.
     #[inline(always)]
-    pub(crate) fn extend(&mut self, packets: impl Iterator<Item = PacketBuf>) {
+    pub fn extend(&mut self, packets: impl Iterator<Item = PacketBuf>) {
         self.0.extend(packets);
     }
 
@@ -57,7 +57,7 @@ impl Burst {
 
     /// Takes every packet out, in order.
     #[inline(always)]
-    pub fn take_all(&mut self) -> impl Iterator<Item = PacketBuf> + '_ {
+    pub fn take_all(&mut self) -> impl ExactSizeIterator<Item = PacketBuf> + '_ {
         self.0.drain(..)
     }
 

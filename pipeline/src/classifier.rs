@@ -1,8 +1,8 @@
 //! classifier: what the wire brings, and what guests send to each other, to the outputs that the table chooses.
 //!
 //! Two passes over a burst: first all headers and look-ups, which do not depend on each other and so
-//! overlap their cache misses; then the packets move to the pending bursts of their outputs, which
-//! are sent at the end of the turn. Nothing waits for more packets to come: a burst out is what one
+//! overlap their cache misses; then the packets move, runs of one output together, to the pending bursts of their
+//! outputs, which are sent at the end of the turn. Nothing waits for more packets to come: a burst out is what one
 //! burst in gave. A full output drops at once, for it must not stop the others.
 
 use spp_drivers::dma::{PacketBuf, PoolCache};
@@ -11,11 +11,14 @@ use spp_drivers::{BURST, Burst};
 
 use crate::edge::{Books, Slots, TxHalf, flush, push, receive, refuse};
 use crate::frame;
-use crate::plan::{Origin, RxEdge, TxEdge};
+use crate::plan::{Origin, RxEdge, TxEdge, VlanOp};
 use crate::table::{Route, Table};
 
 /// Packets looked ahead when fetching headers.
 const LOOK_AHEAD: usize = 4;
+
+/// Not one output: several, or none. Outputs are fewer.
+const ELSEWHERE: u16 = u16::MAX;
 
 /// One turn.
 pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge], table: &Table, slots: &mut Slots, books: &mut Books) {
@@ -44,20 +47,71 @@ fn classify(
     halves: &mut [TxHalf],
     books: &mut Books,
 ) {
-    let routes = look_up(table, burst, books.pool);
+    let n = burst.len();
+    let outputs = look_up(table, burst, books.pool);
     let is_local = rx.from == Origin::Local;
-    for (packet, route) in burst.take_all().zip(routes) {
-        match route {
-            Route::One(output) if is_local && is_own(&packet, &tx[usize::from(output)]) => {
-                books.drop_packet(packet, &rx.stats, DropReason::UnknownDestination);
-            }
-            Route::One(output) => send(tx, output, packet, halves, books),
-            Route::Each(outputs) => {
-                let sender = is_local.then(|| packet.origin());
-                spread(rx, tx, outputs, sender, packet, halves, books);
-            }
-            Route::Drop(reason) => books.drop_packet(packet, &rx.stats, reason),
+    let (mut packets, mut at) = (burst.take_all(), 0);
+    while at < n {
+        let output = outputs[at];
+        let n_same = run_length(&outputs[at..n]);
+        at += n_same;
+        let run = packets.by_ref().take(n_same);
+        if output == ELSEWHERE {
+            run.for_each(|packet| route(rx, tx, table, packet, halves, books));
+        } else if is_local {
+            run.for_each(|packet| send_unless_own(rx, tx, output, packet, halves, books));
+        } else {
+            send_run(tx, output, run, halves, books);
         }
+    }
+}
+
+/// How many of the first outputs are the same: frames come in flows, and a burst often goes to one guest.
+#[inline(always)]
+fn run_length(outputs: &[u16]) -> usize {
+    let differs = outputs.iter().position(|output| *output != outputs[0]);
+    differs.unwrap_or(outputs.len())
+}
+
+/// One frame that does not go to one output: a group's, or nobody's. Looked up again rather than kept in mind, which would
+/// cost all others something.
+#[inline(never)]
+fn route(
+    rx: &RxEdge,
+    tx: &[TxEdge],
+    table: &Table,
+    packet: PacketBuf,
+    halves: &mut [TxHalf],
+    books: &mut Books,
+) {
+    let route = match frame::parse(packet.data()) {
+        Ok(header) => table.route(header.vid, header.dst),
+        Err(reason) => Route::Drop(reason),
+    };
+    match route {
+        Route::One(output) => send(tx, output, packet, halves, books),
+        Route::Each(outputs) => {
+            let sender = (rx.from == Origin::Local).then(|| packet.origin());
+            spread(rx, tx, outputs, sender, packet, halves, books);
+        }
+        Route::Drop(reason) => books.drop_packet(packet, &rx.stats, reason),
+    }
+}
+
+/// One frame of a guest's.
+#[inline(always)]
+fn send_unless_own(
+    rx: &RxEdge,
+    tx: &[TxEdge],
+    output: u16,
+    packet: PacketBuf,
+    halves: &mut [TxHalf],
+    books: &mut Books,
+) {
+    if is_own(&packet, &tx[usize::from(output)]) {
+        books.drop_packet(packet, &rx.stats, DropReason::UnknownDestination);
+    } else {
+        send(tx, output, packet, halves, books);
     }
 }
 
@@ -68,9 +122,10 @@ fn is_own(packet: &PacketBuf, output: &TxEdge) -> bool {
     is_group && output.guest == Some(packet.origin())
 }
 
+/// The one output of each frame, or [`ELSEWHERE`].
 #[inline(always)]
-fn look_up<'a>(table: &'a Table, burst: &mut Burst, pool: &mut PoolCache) -> [Route<'a>; BURST] {
-    let mut routes = [Route::Drop(DropReason::UnknownDestination); BURST];
+fn look_up(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURST] {
+    let mut outputs = [ELSEWHERE; BURST];
     burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
     for index in 0..burst.len() {
         if let Some(ahead) = burst.get(index + LOOK_AHEAD) {
@@ -78,12 +133,32 @@ fn look_up<'a>(table: &'a Table, burst: &mut Burst, pool: &mut PoolCache) -> [Ro
         }
         let packet = &mut burst[index];
         frame::gather_header(packet, pool);
-        routes[index] = match frame::parse(packet.data()) {
-            Ok(header) => table.route(header.vid, header.dst),
-            Err(reason) => Route::Drop(reason),
-        };
+        if let Ok(header) = frame::parse(packet.data())
+            && let Route::One(output) = table.route(header.vid, header.dst)
+        {
+            outputs[index] = output;
+        }
     }
-    routes
+    outputs
+}
+
+/// Frames in a row for one output.
+#[inline(always)]
+fn send_run(
+    tx: &[TxEdge],
+    output: u16,
+    run: impl ExactSizeIterator<Item = PacketBuf>,
+    halves: &mut [TxHalf],
+    books: &mut Books,
+) {
+    let edge = &tx[usize::from(output)];
+    let half = &mut halves[usize::from(edge.slot.0)];
+    let as_they_are = edge.sharing.is_none() && edge.vlan == VlanOp::None;
+    if as_they_are && run.len() > 1 && half.pending.room() >= run.len() {
+        half.pending.extend(run);
+    } else {
+        run.for_each(|packet| send(tx, output, packet, halves, books));
+    }
 }
 
 #[inline(always)]
