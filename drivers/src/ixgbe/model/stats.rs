@@ -6,6 +6,8 @@ use std::collections::HashMap;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stats {
     counters: HashMap<usize, u64>,
+    /// High halves of pairs whose low half was read.
+    latched: HashMap<usize, u32>,
 }
 
 /// First and last offset of blocks of 32-bit counters.
@@ -106,11 +108,13 @@ impl Stats {
                 let value = self.counters.remove(&offset).unwrap_or(0);
                 Some(value.min(u64::from(u32::MAX)) as u32)
             }
-            Kind::Low => Some(self.counters.get(&offset).copied().unwrap_or(0).min((1 << 36) - 1) as u32),
-            // Reading the high half, after the low one, clears the pair.
-            Kind::High(low) => {
-                Some((self.counters.remove(&low).unwrap_or(0).min((1 << 36) - 1) >> 32) as u32)
+            // Reading the low half, which comes first, clears the pair: what is counted from then on is not lost.
+            Kind::Low => {
+                let value = self.counters.remove(&offset).unwrap_or(0).min((1 << 36) - 1);
+                self.latched.insert(offset, (value >> 32) as u32);
+                Some(value as u32)
             }
+            Kind::High(low) => Some(self.latched.remove(&low).unwrap_or(0)),
         }
     }
 
