@@ -1,15 +1,19 @@
 //! The 82599 model judged by drivers that are not ours: served over vfio-user to QEMU, the Linux kernel's ixgbe and DPDK's
-//! drive it in the guest, once as a backplane card (8086:10f7) and once as one with an SFP+ module (8086:10fb).
+//! drive it in the guest, once as a backplane card (8086:10f7) and once as one with an SFP+ module (8086:10fb). Then
+//! the whole `spp` drives both through the same guest's VFIO.
 
 #[path = "support/lab/mod.rs"]
 mod lab;
 
+use lab::echo::{Echo, FRAMES, every_frame_returns_once, exchange};
 use lab::frame::{Frame, Mac};
+use lab::inside::{Counts, nic_listed, nic_stats, start_node, stop_node, wait_nic_link, wait_running};
 use lab::machine::{Builder, Machine};
+use lab::node;
 use lab::process::Daemon;
 use lab::testpmd::{Testpmd, reserve_huge_pages};
 use lab::wire::Wire;
-use lab::{Lab, skipped, wait_for};
+use lab::{Lab, skipped, spp_binary, wait_for};
 use std::collections::HashMap;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -125,8 +129,8 @@ impl Card {
 }
 
 #[test]
-fn other_drivers_pass_traffic_over_the_82599_model() {
-    let name = "other_drivers_pass_traffic_over_the_82599_model";
+fn other_drivers_and_the_whole_node_pass_traffic_over_the_82599_model() {
+    let name = "other_drivers_and_the_whole_node_pass_traffic_over_the_82599_model";
     let lab = match lab() {
         Ok(lab) => lab,
         Err(reason) => return skipped(name, &reason),
@@ -141,12 +145,17 @@ fn other_drivers_pass_traffic_over_the_82599_model() {
         .viommu()
         .host_root()
         .module("ixgbe")
+        .program("bin/spp", spp_binary())
         .qemu_args(a.qemu_args(1))
         .qemu_args(b.qemu_args(2))
         .boot(dir.path());
     linux(&mut machine, &a, &b);
     bind_to_vfio(&mut machine);
-    dpdk(&mut machine, &a, &b);
+    let wires = [a.wire(), b.wire()];
+    dpdk(&mut machine, &wires);
+    spp(&mut machine, [&a, &b], &wires);
+    a.assert_no_violation();
+    b.assert_no_violation();
     let faults =
         machine.run("dmesg | grep -i -e 'DMAR:.*fault' -e 'DMA Read' -e 'DMA Write' -e 'BUG:' -e ' Oops:'");
     assert_eq!(faults.text, "", "the kernel saw stray DMA or worse");
@@ -248,8 +257,7 @@ fn bind_to_vfio(machine: &mut Machine) {
 }
 
 /// DPDK's ixgbe between the two cards, whose wires now lead to the test.
-fn dpdk(machine: &mut Machine, a: &Card, b: &Card) {
-    let (at_a, at_b) = (a.wire(), b.wire());
+fn dpdk(machine: &mut Machine, [at_a, at_b]: &[Wire; 2]) {
     reserve_huge_pages(machine, 192);
     let testpmd = Testpmd::start(
         machine,
@@ -259,10 +267,10 @@ fn dpdk(machine: &mut Machine, a: &Card, b: &Card) {
     );
     let (far, vm) = (Mac([2, 0, 0, 0, 0, 0xfe]), Mac([2, 0, 0, 0, 0, 1]));
     let first = Frame::numbered(vm, far, None, 0, 46);
-    let passed = at_a_to_b(&at_a, &at_b, &first);
+    let passed = at_a_to_b(at_a, at_b, &first);
     passed.unwrap_or_else(|error| panic!("{error}\n{}", testpmd.log(machine)));
     at_b.drain(Duration::from_secs(1));
-    for (from, to) in [(&at_a, &at_b), (&at_b, &at_a)] {
+    for (from, to) in [(at_a, at_b), (at_b, at_a)] {
         for number in 1..=64 {
             let vlan = (number % 2 == 0).then_some(100);
             let frame = Frame::numbered(vm, far, vlan, number, if number % 3 == 0 { 1400 } else { 46 });
@@ -273,8 +281,7 @@ fn dpdk(machine: &mut Machine, a: &Card, b: &Card) {
     }
     testpmd.type_line(machine, "quit");
     machine.wait_sh("testpmd's end", Duration::from_secs(60), "grep -q '^Bye' nic.log");
-    a.assert_no_violation();
-    b.assert_no_violation();
+    machine.sh("rm -f /dev/hugepages/*");
 }
 
 /// Sends until the frame comes out at the other side.
@@ -286,4 +293,83 @@ fn at_a_to_b(from: &Wire, to: &Wire, frame: &Frame) -> Result<(), String> {
         }
     }
     Err("no frame comes out".into())
+}
+
+/// The static release `spp` with both cards, each with a VM behind it that sends every frame back.
+fn spp(machine: &mut Machine, cards: [&Card; 2], wires: &[Wire; 2]) {
+    let vfs = [0, 1].map(|n| node::vf(n, &format!("0{}:00.0", n + 1), 1));
+    std::fs::write(machine.share().join("node.json"), serde_json::json!(vfs).to_string())
+        .expect("it is ours");
+    start_node(machine, "--config node.json");
+    for (n, address) in [BACKPLANE, SFP].iter().enumerate() {
+        let nic = nic_listed(machine, address);
+        let port = format!("phy:{n}");
+        assert_eq!((&nic["spp_driver"], &nic["port"]), (&"ixgbe".into(), &port.as_str().into()), "{nic}");
+        assert_eq!((&nic["kernel_driver"], &nic["drivable"]), (&"vfio-pci".into(), &true.into()), "{nic}");
+        assert!(nic["iommu_group"].is_u64(), "{nic}");
+        wait_nic_link(machine, &port, "up, 10000 Mbit/s");
+    }
+    let vms = Testpmd::start(
+        machine,
+        "vms",
+        "--single-file-segments --no-pci --vdev net_virtio_user0,path=/tmp/sock0,server=1,queues=1 \
+         --vdev net_virtio_user1,path=/tmp/sock1,server=1,queues=1",
+        "--forward-mode=macswap --port-topology=loop --auto-start",
+    );
+    wait_running(machine, &[0, 1]);
+    let echoes: [Echo<'_>; 2] = std::array::from_fn(|n| {
+        let mac = Mac([0xfa, 0x16, 0x3e, 0, 0, n as u8]);
+        let vlan = (n == 1).then_some(100);
+        let tag = vlan.map_or(String::new(), |vlan| format!("--vlan {vlan}"));
+        machine.sh(&format!("spp plug --vhost {n} --mac {mac} {tag}"));
+        Echo { wire: &wires[n], mac, vlan }
+    });
+    for payload_len_bytes in [46, 1500] {
+        every_frame_returns_once(&echoes, payload_len_bytes);
+    }
+    let nics: [(&str, &[&str]); 2] =
+        ["phy:0", "phy:1"].map(|port| (port, &["GPRC", "GPTC", "QPRC", "QPTC"][..]));
+    let wanted = Counts::of(machine, &nics).plus(&[FRAMES.into(); 2]);
+    exchange(&echoes, 46);
+    wait_for("the counters", SECONDS_20, || match Counts::of(machine, &nics) {
+        now if now == wanted => Ok(()),
+        now => Err(format!("{now:?}, not {wanted:?}")),
+    });
+
+    for (n, command, link) in [
+        (0, "cable out", "down: no carrier"),
+        (0, "cable in", "up, 10000 Mbit/s"),
+        (1, "module none", "down: no SFP+ module"),
+        (1, "module sr", "up, 10000 Mbit/s"),
+    ] {
+        cards[n].tell(command);
+        wait_nic_link(machine, &format!("phy:{n}"), link);
+    }
+    every_frame_returns_once(&echoes, 46);
+
+    hung_card_is_started_anew(machine, cards[1], &echoes);
+    stop_node(machine);
+    vms.type_line(machine, "quit");
+    assert!(nic_listed(machine, SFP)["port"].is_null(), "no node has it any more");
+}
+
+/// One card stops sending; the watchdog has it started anew, and it sends again. The other one never notices.
+fn hung_card_is_started_anew(machine: &mut Machine, card: &Card, echoes: &[Echo<'_>; 2]) {
+    let restarts =
+        |machine: &mut Machine, port| nic_stats(machine, port)["restarts"].as_u64().expect("a number");
+    let before = ["phy:0", "phy:1"].map(|port| restarts(machine, port));
+    card.tell("fault tx-hang");
+    wait_for("the watchdog", Duration::from_secs(60), || {
+        something_to_send(&echoes[1]);
+        if restarts(machine, "phy:1") > before[1] { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    card.tell("fault none");
+    every_frame_returns_once(echoes, 46);
+    assert_eq!(restarts(machine, "phy:0"), before[0]);
+}
+
+/// Something for the card to send.
+fn something_to_send(echo: &Echo<'_>) {
+    let frame = Frame::numbered(echo.mac, lab::echo::FAR, echo.vlan, 0, 46);
+    echo.wire.send(&frame).expect("the card listens");
 }

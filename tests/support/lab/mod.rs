@@ -6,8 +6,10 @@
 //! end them when dropped. `docs/lab.md` says how it fits together.
 #![allow(dead_code)] // every test file that includes this module uses another part of it
 
+pub mod echo;
 pub mod frame;
 pub mod initramfs;
+pub mod inside;
 pub mod machine;
 pub mod netns;
 pub mod node;
