@@ -12,6 +12,7 @@
 mod components;
 mod guests;
 mod nic;
+mod posted;
 mod ring;
 mod stage;
 
@@ -27,7 +28,8 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("--count") => {
-            for row in rows().filter(|row| row.guarded) {
+            let part = args.get(1).map_or("", String::as_str);
+            for row in rows().filter(|row| row.guarded && row.name.contains(part)) {
                 for burst in BURSTS {
                     stage::count(&row, burst);
                     println!("{}\t{burst}\t{}", row.name, stage::packets_counted(burst));
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
             }
         }
         Some(option) if option.starts_with('-') => {
-            eprintln!("unknown option {option}: there are --count and part of a row's name");
+            eprintln!("unknown option {option}: there are --count, and part of a row's name");
             return ExitCode::FAILURE;
         }
         part => print_ticks(part.unwrap_or_default()),
