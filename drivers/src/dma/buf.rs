@@ -225,6 +225,16 @@ impl PacketBuf {
         Ok(())
     }
 
+    /// As [`set_len`](Self::set_len), of a buffer that a device was given fresh: the frame starts at the usual headroom.
+    #[inline(always)]
+    pub fn set_received(&mut self, len: usize) -> Result<(), NoRoom> {
+        if len > DATA_ROOM {
+            return Err(NoRoom);
+        }
+        self.set_extent(HEADROOM, len);
+        Ok(())
+    }
+
     /// Moves the start of an empty segment: `headroom` bytes stay free before it.
     #[inline(always)]
     pub fn reserve(&mut self, headroom: usize) -> Result<(), NoRoom> {
@@ -360,8 +370,10 @@ impl PacketBuf {
     /// Notes that hardware has found the checksums right. Whoever changes checksummed bytes takes it back.
     #[inline(always)]
     pub fn set_verified(&mut self, verified: bool) {
-        self.clear_flag(VERIFIED);
-        self.set_flag(if verified { VERIFIED } else { 0 });
+        match verified {
+            true => self.set_flag(VERIFIED),
+            false => self.clear_flag(VERIFIED),
+        }
     }
 
     /// Who sent the frame, as [`set_origin`](Self::set_origin) had it; what it is before that is undefined.

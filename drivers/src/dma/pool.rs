@@ -270,12 +270,12 @@ impl PoolCache {
         if segment.pool() != self.owner.0 {
             return; // another pool's: dropping it sends it home
         }
-        if self.loaded.is_full() {
-            self.unload();
-        }
         let slot = ManuallyDrop::new(segment).slot();
-        let pushed = self.loaded.try_push(slot);
-        debug_assert!(pushed.is_ok(), "unload made room");
+        if self.loaded.try_push(slot).is_err() {
+            self.unload();
+            let pushed = self.loaded.try_push(slot);
+            debug_assert!(pushed.is_ok(), "unload made room");
+        }
     }
 
     /// Slots in this cache.

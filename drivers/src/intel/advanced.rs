@@ -29,9 +29,9 @@ impl<const DAMAGE: u64, const WRONG: u64> RxFormat for AdvancedRx<DAMAGE, WRONG>
     fn checksum(word: u64) -> Checksum {
         const L4CS: u64 = 1 << 5;
         // Only a right IP header says nothing about what is in the packet.
-        match (word & WRONG, word & L4CS) {
-            (0, 0) => Checksum::Unknown,
-            (0, _) => Checksum::Right,
+        match word & (WRONG | L4CS) {
+            0 => Checksum::Unknown,
+            L4CS => Checksum::Right,
             _ => Checksum::Wrong,
         }
     }

@@ -45,6 +45,15 @@ pub struct TxParts<B: Registers> {
     pub limit: Duration,
 }
 
+/// What one call gave to the ring.
+#[derive(Default)]
+struct Posted {
+    n: usize,
+    bytes: u64,
+    /// The last descriptor.
+    last: [u64; 2],
+}
+
 /// A sending half.
 pub struct Tx<F: TxFormat, B: Registers> {
     queue: u16,
@@ -102,14 +111,15 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
                 break;
             }
             self.reports.pop_front();
-            let end = report.wrapping_add(1);
-            while self.reaped != end {
-                let slot = usize::from(self.reaped & ring.mask());
+            let (mut reaped, end) = (self.reaped, report.wrapping_add(1));
+            while reaped != end {
+                let slot = usize::from(reaped & ring.mask());
                 if let Some(frame) = self.buffers.get_mut(slot).and_then(Option::take) {
                     free(frame);
                 }
-                self.reaped = self.reaped.wrapping_add(1);
+                reaped = reaped.wrapping_add(1);
             }
+            self.reaped = reaped;
         }
         // Without a link nothing is sent, and that is no hang.
         let excused = was_idle || self.shared.link_is_down();
@@ -177,6 +187,68 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         self.post_chain(frame, context.is_some())
     }
 
+    /// Posts the frames in front that the card takes as they are, up to the first other one: nearly all there are, in a
+    /// loop without calls. How many.
+    #[inline(always)]
+    fn post_run(&mut self, from: &mut Burst, n_free: usize) -> (usize, Posted) {
+        let lens = F::MIN_FRAME_BYTES..=self.max_frame_bytes;
+        let n = from
+            .iter()
+            .take(n_free)
+            .take_while(|frame| frame.is_plain() && lens.contains(&frame.len()))
+            .count();
+        let mut posted = Posted { n, bytes: 0, last: [0; 2] };
+        let Some(ring) = &self.ring else { return (0, Posted::default()) };
+        let (mut tail, mask) = (self.tail, ring.mask());
+        for frame in from.take_front(n) {
+            let len = frame.len();
+            posted.bytes += len as u64;
+            posted.last = F::data(frame.iova(), len, len, true, false);
+            ring.put(tail, posted.last);
+            if let Some(slot) = self.buffers.get_mut(usize::from(tail & mask)) {
+                debug_assert!(slot.is_none(), "a free descriptor has no frame");
+                *slot = Some(frame);
+            }
+            tail = tail.wrapping_add(1);
+        }
+        self.tail = tail;
+        (n, posted)
+    }
+
+    /// Posts what fits, whatever it is; how many frames are gone.
+    #[inline(never)]
+    fn post_rest(
+        &mut self,
+        pool: &mut PoolCache,
+        from: &mut Burst,
+        n_free: usize,
+        posted: &mut Posted,
+    ) -> usize {
+        let (mut n, mut needed) = (0, 0);
+        for frame in from.iter() {
+            let n_segments = if frame.is_plain() { 1 } else { frame.n_segments().min(F::MAX_SEGMENTS) + 1 };
+            needed += n_segments;
+            if needed > n_free || is_beyond::<F>(frame) {
+                break;
+            }
+            n += 1;
+        }
+        for mut frame in from.take_front(n) {
+            match self.fit(&mut frame, pool) {
+                Ok(context) => {
+                    posted.bytes += frame.total_len() as u64;
+                    posted.n += 1;
+                    posted.last = self.post(frame, context);
+                }
+                Err(reason) => {
+                    self.stats.dropped(reason, 1);
+                    pool.free(frame);
+                }
+            }
+        }
+        n
+    }
+
     #[inline(never)]
     fn post_chain(&mut self, frame: PacketBuf, checksum: bool) -> [u64; 2] {
         let total = frame.total_len();
@@ -233,29 +305,11 @@ impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
         let Some(mask) = self.ring.as_ref().map(DescRing::mask) else { return 0 };
         // One descriptor always stays unused.
         let n_free = usize::from(mask.wrapping_sub(self.tail.wrapping_sub(self.reaped)));
-        let (mut n, mut needed) = (0, 0);
-        for frame in from.iter() {
-            let n_segments = if frame.is_plain() { 1 } else { frame.n_segments().min(F::MAX_SEGMENTS) + 1 };
-            needed += n_segments;
-            if needed > n_free || is_beyond::<F>(frame) {
-                break;
-            }
-            n += 1;
+        let (mut n, mut posted) = self.post_run(from, n_free);
+        if !from.is_empty() && n < n_free {
+            n += self.post_rest(pool, from, n_free - n, &mut posted);
         }
-        let (mut sent, mut bytes, mut last) = (0, 0, [0; 2]);
-        for mut frame in from.take_front(n) {
-            match self.fit(&mut frame, pool) {
-                Ok(context) => {
-                    bytes += frame.total_len() as u64;
-                    sent += 1;
-                    last = self.post(frame, context);
-                }
-                Err(reason) => {
-                    self.stats.dropped(reason, 1);
-                    pool.free(frame);
-                }
-            }
-        }
+        let Posted { n: sent, bytes, last } = posted;
         if let Some(ring) = &self.ring
             && sent > 0
         {
