@@ -12,6 +12,7 @@ pub mod igb;
 pub mod igbvf;
 pub mod intel;
 pub mod ixgbe;
+pub mod lent;
 pub mod mac;
 pub mod nic;
 pub mod offload;
@@ -28,4 +29,5 @@ pub mod virtio;
 pub mod vmxnet3;
 
 pub use burst::{BURST, Burst};
+pub use lent::LentFrame;
 pub use mac::MacAddr;

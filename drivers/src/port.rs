@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::burst::Burst;
 use crate::dma::{Pool, PoolCache};
+use crate::lent::LentFrame;
 use crate::mac::MacAddr;
 use crate::offload::Offloads;
 use crate::stats::SharedStats;
@@ -20,6 +21,14 @@ pub trait RxQueue: Send {
     /// with a wrong one passes like any other and is counted.
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize;
 
+    /// Moves up to a burst of received packets straight into `to`, without a buffer in between: from where they lie to where
+    /// they go they are copied once. `None` when there may be packets but the first is not to be had this way, because of
+    /// what it is or because `to` does not take it: then [`rx_burst`](Self::rx_burst) gets it, with whatever is to be said or counted.
+    /// Packets arrive as if they had gone through buffers, in the same order and counted the same. Never blocks.
+    fn rx_into(&mut self, _to: &mut dyn TxQueue) -> Option<Passed> {
+        None
+    }
+
     /// Serves requests of the control side (hand-over of vrings and memory maps) without
     /// moving packets. Called every few milliseconds while no core polls this half;
     /// `rx_burst` does the same on each call.
@@ -29,12 +38,27 @@ pub trait RxQueue: Send {
     fn stats(&self) -> SharedStats;
 }
 
+/// What [`RxQueue::rx_into`] moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Passed {
+    /// Packets; none when there were none.
+    pub packets: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// The sending half of a queue. One thread owns it at a time: `Send`, never shared.
 pub trait TxQueue: Send {
     /// Sends packets from the front of `from` and leaves what does not fit now; returns how many
     /// left `from`. A queue that can't deliver at all (link down, guest not connected) takes and
     /// frees all of them and counts each with its reason. Never blocks.
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize;
+
+    /// Sends frames from the front of `frames`, copied from where they lie, and returns how many: those that can be sent that way
+    /// now. Whoever calls sends the others with [`tx_burst`](Self::tx_burst), which knows what to do with them. Never blocks, drops nothing.
+    fn tx_lent(&mut self, _frames: &[LentFrame<'_>]) -> usize {
+        0
+    }
 
     /// Work that may be left undone in frames for this queue, at this moment: whoever sends asks when it has a frame with
     /// [work](crate::dma::PacketBuf::has_offload), and does in software what is missing here. A frame with

@@ -104,6 +104,17 @@ impl Running {
         }
     }
 
+    /// True for a forward between two guests that does nothing to frames: they can be copied once, from the one's memory into the other's.
+    pub fn is_direct(&self) -> bool {
+        let (rx, tx) = (self.rx.as_slice(), self.tx.as_slice());
+        let ([Input { port: from, vlan: VlanOp::None, .. }], [Output { port: to, vlan: VlanOp::None, .. }]) =
+            (rx, tx)
+        else {
+            return false;
+        };
+        self.kind == ComponentKind::Forward && from.vhost().is_some() && to.vhost().is_some()
+    }
+
     /// True when two of the guests it takes from are in one VLAN.
     pub fn has_neighbours(&self) -> bool {
         let mut plugs = self.rx.iter().filter_map(|rx| rx.guest);

@@ -12,6 +12,7 @@ use spp_drivers::stats::DropReason;
 use spp_drivers::tsc;
 
 use crate::edge::{self, Books, Ledger, Slots};
+use crate::forwarder::Way;
 use crate::handover::{Parcel, SlotBook};
 use crate::link::Link;
 use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
@@ -238,7 +239,8 @@ impl Engine {
 #[inline(always)]
 fn run(work: &Work, slots: &mut Slots, mut books: Books) {
     match work {
-        Work::Forward { rx, tx } => forwarder::turn(rx, tx, slots, &mut books),
+        Work::Forward { rx, tx } => forwarder::turn(rx, tx, Way::Buffers, slots, &mut books),
+        Work::Direct { rx, tx } => forwarder::turn(rx, tx, Way::Direct, slots, &mut books),
         Work::Merge { rx, tx } => merger::turn(rx, tx, slots, &mut books),
         Work::Classify { rx, tx, table } => classifier::turn(rx, tx, table, slots, &mut books),
         Work::MergeLocal { rx, tx, guests } => local::turn(rx, tx, guests, slots, &mut books),

@@ -155,6 +155,14 @@ pub enum Work {
         /// Output.
         tx: TxEdge,
     },
+    /// As `Forward`, from one guest to another: nothing is done to frames and nobody looks at them, so those that can go
+    /// straight from the one's memory into the other's do, without a buffer.
+    Direct {
+        /// Input.
+        rx: RxEdge,
+        /// Output.
+        tx: TxEdge,
+    },
     /// Any number of inputs, from one up, to one output.
     Merge {
         /// Inputs, served round robin. With none the component does nothing.
@@ -193,7 +201,7 @@ impl Work {
     /// The inputs.
     pub fn rx_edges(&self) -> &[RxEdge] {
         match self {
-            Work::Forward { rx, .. } => std::slice::from_ref(rx),
+            Work::Forward { rx, .. } | Work::Direct { rx, .. } => std::slice::from_ref(rx),
             Work::Merge { rx, .. } | Work::MergeLocal { rx, .. } => rx,
             Work::Classify { rx, .. } | Work::Mirror { rx, .. } => rx,
         }
@@ -202,7 +210,9 @@ impl Work {
     /// The outputs.
     pub fn tx_edges(&self) -> &[TxEdge] {
         match self {
-            Work::Forward { tx, .. } | Work::Merge { tx, .. } => std::slice::from_ref(tx),
+            Work::Forward { tx, .. } | Work::Direct { tx, .. } | Work::Merge { tx, .. } => {
+                std::slice::from_ref(tx)
+            }
             Work::Classify { tx, .. } => tx,
             Work::Mirror { tx, .. } | Work::MergeLocal { tx, .. } => tx,
         }
@@ -211,7 +221,7 @@ impl Work {
     /// `forward`, `merge`, `classifier_mac` or `mirror`, as configurations spell it.
     pub fn kind(&self) -> &'static str {
         match self {
-            Work::Forward { .. } => "forward",
+            Work::Forward { .. } | Work::Direct { .. } => "forward",
             Work::Merge { .. } | Work::MergeLocal { .. } => "merge",
             Work::Classify { .. } => "classifier_mac",
             Work::Mirror { .. } => "mirror",
@@ -321,6 +331,12 @@ impl Change {
             assert!(!self.plan.fused[..n].iter().any(shares), "{one:?} has an end of another fused ring");
         }
         for ComponentPlan { name, work, .. } in &self.plan.components {
+            if let Work::Direct { rx, tx } = work {
+                assert!(
+                    (rx.vlan, tx.vlan) == (VlanOp::None, VlanOp::None),
+                    "{name}: who changes tags needs buffers"
+                );
+            }
             for vlan in work.rx_edges().iter().map(|e| e.vlan).chain(work.tx_edges().iter().map(|e| e.vlan)) {
                 if let VlanOp::Add { vid, pcp } = vlan {
                     assert!(

@@ -109,10 +109,11 @@ impl DirtyLog {
 /// What one ring logs.
 #[derive(Clone)]
 pub struct RingLog {
-    pub(crate) log: Arc<DirtyLog>,
+    /// The log.
+    pub log: Arc<DirtyLog>,
     /// Where the frontend wants writes to the used ring logged (SET_VRING_ADDR with VHOST_VRING_F_LOG), beside
     /// where the ring really is.
-    pub(crate) used_at: Option<u64>,
+    pub used_at: Option<u64>,
 }
 
 impl RingLog {

@@ -10,12 +10,13 @@ use std::sync::atomic::AtomicUsize;
 use arrayvec::ArrayVec;
 use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
 use spp_drivers::offload::{Offloads, accept::accept};
-use spp_drivers::port::RxQueue;
+use spp_drivers::port::{Passed, RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
 use spp_drivers::{BURST, Burst, MacAddr};
 
 use crate::deal::Seat;
-use crate::lanes::{Lane, Lanes};
+use crate::lanes::{Lane, LaneStats, Lanes};
+use crate::lend::lend;
 use crate::memory::{Gpa, GuestMap, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::rarp::rarp;
@@ -72,11 +73,9 @@ impl FromGuest {
             for_layout!(&mut ring.0, ring => discard(ring, &self.stats))
         };
         match taken {
-            Ok(Taken { n_frames, bytes, called }) => {
-                self.stats.moved(n_frames, bytes);
-                stats.packets.add(n_frames as u64);
-                stats.calls.add(u64::from(called));
-                n_frames
+            Ok(taken) => {
+                taken.count(&self.stats, stats);
+                taken.n_frames
             }
             Err(fault) => {
                 mailbox.fail(fault);
@@ -118,6 +117,20 @@ impl RxQueue for FromGuest {
         }
     }
 
+    /// From a guest with one queue only: of several, each has its turn.
+    fn rx_into(&mut self, to: &mut dyn TxQueue) -> Option<Passed> {
+        self.lanes.poll();
+        if self.lanes.announcement.is_some() || self.lanes.n_active() != 1 {
+            return None;
+        }
+        let Lane { mailbox, stats, .. } = self.lanes.active(0);
+        let (ring, true) = mailbox.ring()? else { return None };
+        // A fault is found again, and reported, by the burst into buffers that comes instead.
+        let taken = for_layout!(&mut ring.0, ring => lend(ring, to)).ok()??;
+        taken.count(&self.stats, stats);
+        Some(Passed { packets: taken.n_frames, bytes: taken.bytes })
+    }
+
     fn poll_control(&mut self) {
         self.lanes.poll();
     }
@@ -147,10 +160,20 @@ impl FromGuest {
 
 /// What one burst came to.
 #[derive(Default)]
-struct Taken {
-    n_frames: usize,
-    bytes: u64,
-    called: bool,
+pub(crate) struct Taken {
+    pub n_frames: usize,
+    pub bytes: u64,
+    pub called: bool,
+}
+
+impl Taken {
+    /// In the counters of all rings, and of the one.
+    #[inline(always)]
+    fn count(&self, all: &QueueStats, one: &LaneStats) {
+        all.moved(self.n_frames, self.bytes);
+        one.packets.add(self.n_frames as u64);
+        one.calls.add(u64::from(self.called));
+    }
 }
 
 /// A started but disabled ring is drained and its frames are dropped (vhost-user, "Ring states").
@@ -166,7 +189,7 @@ fn discard<L: Layout>(ring: &mut Queue<L>, stats: &QueueStats) -> Result<Taken, 
 /// Gives chains back that were only read, from the front. In order, one used element stands for all of them
 /// (virtio 1.2, 2.7.9 and 2.8.20).
 #[inline(always)]
-fn give_back<L: Layout>(ring: &mut Queue<L>, heads: &[Head]) {
+pub(crate) fn give_back<L: Layout>(ring: &mut Queue<L>, heads: &[Head]) {
     let Queue { layout, place, features, .. } = ring;
     match heads {
         [.., last] if features.in_order => {
@@ -244,13 +267,7 @@ impl Walk<'_> {
         heads: &[Head],
         taken: &mut Taken,
     ) -> Plain {
-        let mut memory = Translator::new(map);
-        let mut chains: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
-        for head in heads {
-            let Some(chain) = plain_frame(head, features, &mut memory) else { break };
-            prefetch_plain(&chain, features);
-            chains.push(chain);
-        }
+        let chains = plain_frames(map, features, heads);
         let first = self.out.len();
         let n_taken = self.pool.alloc_burst(chains.len(), self.out);
         let mut bytes = 0;
@@ -342,6 +359,23 @@ impl Walk<'_> {
             None => Outcome::NoBuffer,
         }
     }
+}
+
+/// The chains in front that are plain frames, header and all. What will be read of them first is on its way.
+#[inline(always)]
+pub(crate) fn plain_frames<'m>(
+    map: &'m GuestMap,
+    features: &RingFeatures,
+    heads: &[Head],
+) -> ArrayVec<GuestSlice<'m>, BURST> {
+    let mut memory = Translator::new(map);
+    let mut chains = ArrayVec::new();
+    for head in heads {
+        let Some(chain) = plain_frame(head, features, &mut memory) else { break };
+        prefetch_plain(&chain, features);
+        chains.push(chain);
+    }
+    chains
 }
 
 /// A chain of one direct descriptor, if the frame behind its header fits one buffer.

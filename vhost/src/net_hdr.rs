@@ -29,6 +29,12 @@ pub struct Header {
 impl Header {
     const NOTHING: Header = Header { front: 0, back: 0 };
 
+    /// In front of a frame in one buffer with nothing to say.
+    #[inline(always)]
+    pub const fn in_one_buffer() -> Header {
+        Header { front: 0, back: 1 << 16 }
+    }
+
     /// As it lies in memory.
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];

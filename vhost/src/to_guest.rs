@@ -13,17 +13,17 @@ use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::offload::Offloads;
 use spp_drivers::port::TxQueue;
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
-use spp_drivers::{BURST, Burst};
+use spp_drivers::{BURST, Burst, LentFrame};
 
 use crate::deal::{Live, Seat};
 use crate::flow;
-use crate::lanes::{Lane, Lanes};
+use crate::lanes::{Lane, LaneStats, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
-use crate::vring::{MAX_PAIRS, RingFault, RingFeatures, fill, fill_plain};
+use crate::vring::{MAX_PAIRS, Plain, RingFault, RingFeatures, fill, fill_plain, work_is_taken};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -61,11 +61,9 @@ impl ToGuest {
             None => Err(RingFault::MemoryGone), // lanes without a ring are not active
         };
         match sent {
-            Ok(Sent { n_left, n_frames, bytes, called }) => {
-                self.stats.moved(n_frames, bytes);
-                stats.packets.add(n_frames as u64);
-                stats.calls.add(u64::from(called));
-                n_left
+            Ok(sent) => {
+                sent.count(&self.stats, stats);
+                sent.n_left
             }
             Err(fault) => {
                 mailbox.fail(fault);
@@ -119,6 +117,24 @@ impl TxQueue for ToGuest {
         }
     }
 
+    /// To a guest with one queue only: more are chosen by what stands in the frames.
+    fn tx_lent(&mut self, frames: &[LentFrame<'_>]) -> usize {
+        self.lanes.poll();
+        if self.lanes.n_active() != 1 {
+            return 0;
+        }
+        let Lane { mailbox, stats, .. } = self.lanes.active(0);
+        let Some((ring, _)) = mailbox.ring() else { return 0 };
+        match for_layout!(&mut ring.0, ring => send_lent(ring, frames)) {
+            Ok(sent) => {
+                sent.count(&self.stats, stats);
+                sent.n_left
+            }
+            // Found again, and reported, by the burst of packets that comes instead.
+            Err(_) => 0,
+        }
+    }
+
     fn offloads(&mut self) -> Offloads {
         self.lanes.poll();
         // Without a ring nothing is sent, so nothing need be done before. All rings of a guest have its features.
@@ -147,6 +163,24 @@ struct Sent {
     called: bool,
 }
 
+impl Sent {
+    /// In the counters of all rings, and of the one.
+    #[inline(always)]
+    fn count(&self, all: &QueueStats, one: &LaneStats) {
+        all.moved(self.n_frames, self.bytes);
+        one.packets.add(self.n_frames as u64);
+        one.calls.add(u64::from(self.called));
+    }
+}
+
+/// Sends from the front of `frames`, up to the first that doesn't fit one direct descriptor.
+#[inline(always)]
+fn send_lent<L: Layout>(ring: &mut Queue<L>, frames: &[LentFrame<'_>]) -> Result<Sent, RingFault> {
+    ring.look()?;
+    let (n, bytes) = send_plain(ring, &frames[..frames.len().min(BURST)])?;
+    Ok(Sent { n_left: n, n_frames: n, bytes, called: ring.publish() })
+}
+
 /// Sends from the front of `from`. A fault found half-way still publishes what was delivered before it.
 fn send<L: Layout>(
     ring: &mut Queue<L>,
@@ -158,7 +192,7 @@ fn send<L: Layout>(
     let mut sent = Sent::default();
     let mut fault = None;
     while !from.is_empty() {
-        match send_plain(ring, from) {
+        match send_plain(ring, &from[..]) {
             Ok((n, bytes)) => {
                 sent.n_frames += n;
                 sent.bytes += bytes;
@@ -194,40 +228,39 @@ fn send<L: Layout>(
     }
 }
 
-/// Sends frames that fit one direct descriptor, up to the first that doesn't: most of all
+/// Sends frames (at most a burst) that fit one direct descriptor, up to the first that doesn't: most of all
 /// traffic. Returns how many, and their bytes; their chains are used, but not yet published.
 #[inline(always)]
-fn send_plain<L: Layout>(ring: &mut Queue<L>, from: &Burst) -> Result<(usize, u64), RingFault> {
-    if from[0].is_chained() {
+fn send_plain<L: Layout, F: Plain>(ring: &mut Queue<L>, from: &[F]) -> Result<(usize, u64), RingFault> {
+    let Queue { layout, place, features, log, .. } = ring;
+    if !from.first().is_some_and(|frame| frame.may_go(features.to_guest)) {
         return Ok((0, 0));
     }
-    let Queue { layout, place, features, log, .. } = ring;
     let mut heads = Heads::new();
     layout.heads(place, from.len(), &mut heads)?;
     let mut memory = Translator::new(layout.map());
     let mut slots: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
-    for (head, packet) in heads.iter().zip(from.iter()) {
-        let Some(slot) = plain_slot(head, features, &mut memory, packet) else { break };
+    for (head, frame) in heads.iter().zip(from) {
+        let Some(slot) = plain_slot(head, features, &mut memory, frame) else { break };
         // The header's line, which most often stays as it is, and the frame's: buffers are aligned for one of them.
         slot.prefetch();
         slot.prefetch_write(features.header_bytes);
-        packet.prefetch();
+        frame.prefetch();
         slots.push(slot);
     }
     let mut bytes = 0;
-    for (slot, packet) in slots.iter().zip(from.iter()) {
-        let header = net_hdr::to_guest(packet, 1, features.to_guest);
-        fill_plain(slot, header, features.header_bytes, packet);
-        bytes += packet.len() as u64;
+    for (slot, frame) in slots.iter().zip(from) {
+        fill_plain(slot, frame.header(features.to_guest), features.header_bytes, frame);
+        bytes += frame.len() as u64;
     }
     if let Some(log) = log {
-        let written = slots.iter().zip(from.iter());
-        written.for_each(|(slot, packet)| {
-            log.wrote(layout.map(), &[*slot], features.header_bytes + packet.len());
+        let written = slots.iter().zip(from);
+        written.for_each(|(slot, frame)| {
+            log.wrote(layout.map(), &[*slot], features.header_bytes + frame.len());
         });
     }
-    let used = heads.iter().zip(from.iter()).take(slots.len());
-    let used = used.map(|(head, packet)| head.used((features.header_bytes + packet.len()) as u32));
+    let used = heads.iter().zip(from).take(slots.len());
+    let used = used.map(|(head, frame)| head.used((features.header_bytes + frame.len()) as u32));
     layout.complete(place, used);
     Ok((slots.len(), bytes))
 }
@@ -238,21 +271,15 @@ fn plain_slot<'m>(
     head: &Head,
     features: &RingFeatures,
     memory: &mut Translator<'m>,
-    packet: &PacketBuf,
+    frame: &impl Plain,
 ) -> Option<GuestSlice<'m>> {
     let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    let fits = head.first.len as usize >= packet.len() + features.header_bytes
-        && packet.len() <= features.max_frame_bytes;
-    if !plain || !fits || packet.is_chained() || !takes(features, packet) {
+    let fits = head.first.len as usize >= frame.len() + features.header_bytes
+        && frame.len() <= features.max_frame_bytes;
+    if !plain || !fits || !frame.may_go(features.to_guest) {
         return None;
     }
     memory.slice(Gpa(head.first.addr), head.first.len)
-}
-
-/// True when the guest does what work the frame needs.
-#[inline(always)]
-fn takes(features: &RingFeatures, packet: &PacketBuf) -> bool {
-    !packet.has_offload() || packet.offload().is_none_or(|work| features.to_guest.contains(work.needs()))
 }
 
 /// How one frame ended.
@@ -271,7 +298,7 @@ type Taken = ArrayVec<Used, MAX_CHAIN>;
 #[inline(never)]
 fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Outcome, RingFault> {
     let Queue { layout, place, features, log, .. } = ring;
-    if !takes(features, packet) {
+    if !work_is_taken(packet, features.to_guest) {
         return Ok(Outcome::Full);
     }
     if packet.total_len() > features.max_frame_bytes && !packet.offload().is_some_and(|work| work.is_long()) {

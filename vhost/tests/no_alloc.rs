@@ -47,3 +47,19 @@ fn sending_a_burst_allocates_nothing() {
     assert_eq!(n, 0);
     assert_eq!(bench.take_used().len(), 16 + 16 * 3);
 }
+
+#[test]
+fn passing_a_burst_from_guest_to_guest_allocates_nothing() {
+    let mut from: Bench<FromGuest> = Bench::new(256, 65_530, features(false, true));
+    let mut to: Bench<ToGuest> = Bench::new(256, 65_530, features(false, true));
+    for i in 0..32u16 {
+        from.offer_frame(i, &frame(60 + 40 * usize::from(i), 0));
+        to.memory.desc(DESC, i, BUFFERS + 0x800 * u64::from(i), 1526, WRITE, 0);
+        to.put_head(i);
+    }
+    to.publish();
+    let (half, to_half) = (&mut from.half, &mut to.half);
+    let (passed, n) = heap_calls(|| half.rx_into(to_half));
+    assert_eq!((passed.map(|passed| passed.packets), n), (Some(32), 0));
+    assert_eq!((from.take_used().len(), to.take_used().len()), (32, 32));
+}

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
-use spp_drivers::port::{RxQueue, TxQueue};
+use spp_drivers::port::{Passed, RxQueue, TxQueue};
 use spp_drivers::{Burst, tsc};
 use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
 
@@ -34,8 +34,17 @@ pub trait Backend {
 pub enum Job {
     /// One port: everything back with its addresses swapped.
     MacSwap,
-    /// Two ports: from each to the other, untouched.
+    /// Two ports: from each to the other, untouched, as a forward component does it: past the packet buffers.
     Cross,
+    /// The same through packet buffers, as it is done where more than that is asked of a frame.
+    CrossBuffered,
+}
+
+impl Job {
+    /// Ports it takes.
+    pub fn n_ports(self) -> usize {
+        if self == Job::MacSwap { 1 } else { 2 }
+    }
 }
 
 #[derive(Default)]
@@ -58,7 +67,7 @@ pub struct Ours {
 type Port = (VhostPort, ToGuest, FromGuest);
 
 impl Ours {
-    /// Listens on one socket, or on two for [`Job::Cross`].
+    /// Listens on a socket for each port of the job.
     pub fn start(cpu: usize, job: Job, sockets: &[PathBuf]) -> Result<Ours> {
         let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 8192 }).map_err(|e| e.to_string())?;
         let open = |path: &PathBuf| {
@@ -151,6 +160,10 @@ fn poll(shared: &Shared, job: Job, mut ports: Vec<Port>, mut cache: PoolCache) {
             let n = match (job, &mut ports[..]) {
                 (Job::MacSwap, [(_, to, from)]) => turn(from, to, &mut cache, swap, &mut ticks),
                 (Job::Cross, [(_, to_a, from_a), (_, to_b, from_b)]) => {
+                    let n = pass(from_a, to_b, &mut cache, &mut ticks);
+                    n + pass(from_b, to_a, &mut cache, &mut ticks)
+                }
+                (Job::CrossBuffered, [(_, to_a, from_a), (_, to_b, from_b)]) => {
                     let n = turn(from_a, to_b, &mut cache, |_| (), &mut ticks);
                     n + turn(from_b, to_a, &mut cache, |_| (), &mut ticks)
                 }
@@ -162,6 +175,20 @@ fn poll(shared: &Shared, job: Job, mut ports: Vec<Port>, mut cache: PoolCache) {
         shared.ticks.fetch_add(ticks, Ordering::Relaxed);
     }
     ports.into_iter().for_each(|(port, to, from)| port.close(to, from));
+}
+
+/// One burst past the packet buffers; what can't go there goes through them.
+#[inline(always)]
+fn pass(from: &mut FromGuest, to: &mut ToGuest, cache: &mut PoolCache, ticks: &mut u64) -> usize {
+    let start = tsc::now();
+    match from.rx_into(to) {
+        Some(Passed { packets: 0, .. }) => 0,
+        Some(Passed { packets, .. }) => {
+            *ticks += tsc::now() - start;
+            packets
+        }
+        None => turn(from, to, cache, |_| (), ticks),
+    }
 }
 
 /// One burst. Like testpmd's modes it drops what the other side does not take.

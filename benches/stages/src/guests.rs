@@ -1,4 +1,4 @@
-//! The two halves of a vhost port, against the built-in guest on a real socket.
+//! The two halves of a vhost port, against the built-in guest on a real socket; and those of two ports, from guest to guest.
 
 use std::time::Duration;
 
@@ -30,7 +30,11 @@ pub fn rows() -> Vec<Row> {
     };
     let to = |name, len, choose: Choose| Row::new(name, move |_| Vhost::new(Way::To, len, choose));
     let from = |name, len, choose: Choose| Row::new(name, move |_| Vhost::new(Way::From, len, choose));
+    let once = |name, len, choose: Choose| Row::new(name, move |_| Once::new(len, choose));
     vec![
+        once("guest to guest, split, 64 B", 64, SPLIT),
+        once("guest to guest, split, 1500 B", 1500, SPLIT),
+        once("guest to guest, packed, 64 B", 64, PACKED),
         to("to_guest, split, 64 B", 64, SPLIT),
         to("to_guest, split, mergeable, 64 B", 64, MERGEABLE),
         to("to_guest, split, in order, 64 B", 64, IN_ORDER),
@@ -113,6 +117,37 @@ impl Stage for Vhost {
             Way::To => self.guest.receive_burst(64, |_| ()),
             Way::From => self.burst.free_all(&mut self.cache),
         }
+    }
+}
+
+/// From one guest to another, copied once.
+struct Once {
+    from: Vhost,
+    to: Vhost,
+}
+
+impl Once {
+    fn new(len: usize, choose: Choose) -> Once {
+        Once { from: Vhost::new(Way::From, len, choose), to: Vhost::new(Way::To, len, choose) }
+    }
+}
+
+impl Stage for Once {
+    fn feed(&mut self, burst: usize) {
+        self.from.feed(burst);
+    }
+
+    fn work(&mut self) {
+        let (Some((.., from_guest)), Some((_, to_guest, _))) = (&mut self.from.port, &mut self.to.port)
+        else {
+            return;
+        };
+        let passed = from_guest.rx_into(to_guest);
+        assert!(passed.is_some(), "plain frames, and room for them");
+    }
+
+    fn drain(&mut self) -> usize {
+        self.to.drain()
     }
 }
 

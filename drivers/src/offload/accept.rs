@@ -20,7 +20,7 @@ pub fn accept(
     frame: &PacketBuf,
     negotiated: Offloads,
 ) -> Result<Option<Offload>, DropReason> {
-    if request.flags & F_NEEDS_CSUM == 0 && request.gso_type == GSO_NONE {
+    if request.is_nothing() {
         return Ok(None);
     }
     accept_work(request, frame, negotiated).map(Some).ok_or(DropReason::BadOffload)

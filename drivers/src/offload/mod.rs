@@ -82,6 +82,11 @@ impl Offloads {
 }
 
 impl Offload {
+    /// True when it asks for no work, whatever its other fields say.
+    pub const fn is_nothing(&self) -> bool {
+        self.flags & F_NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
+    }
+
     /// True for a frame that is to be cut into segments.
     pub const fn is_long(&self) -> bool {
         self.gso_type != GSO_NONE

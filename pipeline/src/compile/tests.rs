@@ -395,3 +395,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn forward_is_direct_between_two_guests_whose_frames_it_leaves_alone() {
+    use PortName::{Phy, Ring, Vhost, VhostQueue};
+    let add = VlanOp::Add { vid: 1, pcp: 0 };
+    let is_direct = |kind, from, rx_vlan, to, tx_vlan| {
+        let rx = Input { port: from, vlan: rx_vlan, closed: false, guest: None };
+        let tx = Output { port: to, vlan: tx_vlan, guest: None, share: None };
+        let name = "f".to_owned();
+        Running { id: ComponentId(0), name, kind, rx: vec![rx], tx: vec![tx], entries: Vec::new() }
+            .is_direct()
+    };
+    let (forward, none) = (ComponentKind::Forward, VlanOp::None);
+    assert!(is_direct(forward, Vhost(0), none, Vhost(1), none));
+    assert!(is_direct(forward, VhostQueue(0, 1), none, Vhost(0), none));
+    for (from, to) in [(Vhost(0), Ring(1)), (Ring(1), Vhost(0)), (Phy(0), Vhost(0)), (Ring(0), Ring(1))] {
+        assert!(!is_direct(forward, from, none, to, none), "{from} to {to}");
+    }
+    assert!(!is_direct(forward, Vhost(0), add, Vhost(1), none));
+    assert!(!is_direct(forward, Vhost(0), none, Vhost(1), VlanOp::Del));
+    assert!(!is_direct(ComponentKind::Merge, Vhost(0), none, Vhost(1), none));
+}

@@ -299,7 +299,10 @@ impl Switchboard {
         const COMPLETE: &str = "only complete components are compiled";
         let mut pop = || tx.pop().expect(COMPLETE);
         let work = match running.kind {
-            ComponentKind::Forward => Work::Forward { rx: rx.pop().expect(COMPLETE), tx: pop() },
+            ComponentKind::Forward => {
+                let (rx, tx) = (rx.pop().expect(COMPLETE), pop());
+                if running.is_direct() { Work::Direct { rx, tx } } else { Work::Forward { rx, tx } }
+            }
             ComponentKind::Merge => match (local, running.has_neighbours()) {
                 (Some(local), true) => Work::MergeLocal { rx, tx: [pop(), local], guests: table.build() },
                 _ => Work::Merge { rx, tx: pop() },

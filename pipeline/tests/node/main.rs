@@ -2,6 +2,7 @@
 //! only the NIC is a vhost-user wire.
 
 mod cycles;
+mod direct;
 mod faults;
 mod fused;
 mod handle;

@@ -1,16 +1,91 @@
 //! Writing a frame into guest buffers. Everything a port writes into a guest's buffers goes through [`fill`]; everything
 //! it writes into rings goes through [`Layout`](super::walk::Layout).
 
+use spp_drivers::LentFrame;
 use spp_drivers::dma::PacketBuf;
+use spp_drivers::offload::Offloads;
 
 use crate::memory::GuestSlice;
-use crate::net_hdr::Header;
+use crate::net_hdr::{self, Header};
 
-/// Writes the first `header_bytes` of `header`, then the frame's one segment, into a buffer that is known to be long enough.
+/// A frame that may fit one buffer of a guest, wherever it lies.
+pub(crate) trait Plain {
+    /// Its bytes, if it is in one piece.
+    fn len(&self) -> usize;
+    /// True when it is in one piece and needs no work but what is done by a guest that does `to_guest`.
+    fn may_go(&self, to_guest: Offloads) -> bool;
+    /// Asks the CPU to fetch its first line.
+    fn prefetch(&self);
+    /// What stands in front of it.
+    fn header(&self, to_guest: Offloads) -> Header;
+    /// Copies it to the front of a buffer that is known to be long enough.
+    fn write_to(&self, buffer: &GuestSlice<'_>);
+}
+
+impl Plain for PacketBuf {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        PacketBuf::len(self)
+    }
+
+    #[inline(always)]
+    fn may_go(&self, to_guest: Offloads) -> bool {
+        !self.is_chained() && work_is_taken(self, to_guest)
+    }
+
+    #[inline(always)]
+    fn prefetch(&self) {
+        PacketBuf::prefetch(self);
+    }
+
+    #[inline(always)]
+    fn header(&self, to_guest: Offloads) -> Header {
+        net_hdr::to_guest(self, 1, to_guest)
+    }
+
+    #[inline(always)]
+    fn write_to(&self, buffer: &GuestSlice<'_>) {
+        buffer.write(self.data());
+    }
+}
+
+impl Plain for LentFrame<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        LentFrame::len(self)
+    }
+
+    #[inline(always)]
+    fn may_go(&self, _to_guest: Offloads) -> bool {
+        true
+    }
+
+    /// Who lends it has done so.
+    #[inline(always)]
+    fn prefetch(&self) {}
+
+    #[inline(always)]
+    fn header(&self, _to_guest: Offloads) -> Header {
+        Header::in_one_buffer()
+    }
+
+    #[inline(always)]
+    fn write_to(&self, buffer: &GuestSlice<'_>) {
+        buffer.write_lent(self);
+    }
+}
+
+/// True when a guest that does `to_guest` does what work the frame needs.
 #[inline(always)]
-pub(crate) fn fill_plain(buffer: &GuestSlice<'_>, header: Header, header_bytes: usize, packet: &PacketBuf) {
+pub(crate) fn work_is_taken(packet: &PacketBuf, to_guest: Offloads) -> bool {
+    !packet.has_offload() || packet.offload().is_none_or(|work| to_guest.contains(work.needs()))
+}
+
+/// Writes the first `header_bytes` of `header`, then the frame, into a buffer that is known to be long enough.
+#[inline(always)]
+pub(crate) fn fill_plain(buffer: &GuestSlice<'_>, header: Header, header_bytes: usize, frame: &impl Plain) {
     buffer.write_words(header.front, header.back, header_bytes);
-    buffer.skip(header_bytes).write(packet.data());
+    frame.write_to(&buffer.skip(header_bytes));
 }
 
 /// As [`fill_plain`], a frame of any shape into buffers that are known to be long enough together.

@@ -12,7 +12,8 @@ use crate::testpmd::Testpmd;
 
 /// Bursts of 32 that go round in a closed loop: fewer than the 256 entries of a ring hold.
 const LOOP_BURSTS: u32 = 6;
-const WARM_UP: Duration = Duration::from_millis(100);
+/// From the word to forward until traffic is as it will be.
+pub(super) const WARM_UP: Duration = Duration::from_millis(100);
 
 /// How the frontend makes traffic.
 #[derive(Clone, Copy, PartialEq)]
@@ -94,24 +95,32 @@ pub fn round_trip(plan: &Plan, done: &mut dyn FnMut(Case)) {
     done(case.measure(plan, ours, theirs));
 }
 
-/// P5.
+/// P5, and P1's guest to guest: copied once, as a forward between two guests does it, and through buffers.
 pub fn guest_to_guest(plan: &Plan, done: &mut dyn FnMut(Case)) {
+    const ONCE: Job = Job::Cross;
+    const TWICE: Job = Job::CrossBuffered;
     let shapes = [
-        shape("split, mergeable, 64 B", MERGEABLE, 64, 1.5, 1.0),
-        shape("split, mergeable, 1500 B", MERGEABLE, 1500, 1.5, 1.0),
-        shape("split, plain, 64 B", PLAIN, 64, 1.5, 1.0),
+        (ONCE, shape("split, mergeable, 64 B", MERGEABLE, 64, 1.5, 0.3)),
+        (ONCE, shape("split, mergeable, 1500 B", MERGEABLE, 1500, 2.5, 0.3)),
+        (ONCE, shape("split, plain, 64 B", PLAIN, 64, 1.5, 0.3)),
+        (ONCE, shape("split, plain, 1500 B", PLAIN, 1500, 2.5, 0.3)),
+        (ONCE, shape("packed, mergeable, 1500 B", PACKED_MERGEABLE, 1500, 2.5, 0.3)),
+        (TWICE, shape("split, mergeable, 64 B", MERGEABLE, 64, 1.5, 0.3)),
+        (TWICE, shape("split, mergeable, 1500 B", MERGEABLE, 1500, 1.5, 0.3)),
     ];
-    let n = if plan.quick { 1 } else { shapes.len() };
-    for shape in &shapes[..n] {
-        let case = Case::new("P5", format!("guest to guest, {}", shape.name), "Mpkt/s", Some(shape.target));
-        let (ours, theirs) = (side(plan, shape, Job::Cross, true), side(plan, shape, Job::Cross, false));
+    let n = if plan.quick { 2 } else { shapes.len() };
+    for (job, shape) in &shapes[..n] {
+        let how = if *job == ONCE { "copied once" } else { "through buffers" };
+        let case =
+            Case::new("P5", format!("guest to guest, {how}, {}", shape.name), "Mpkt/s", Some(shape.target));
+        let (ours, theirs) = (side(plan, shape, *job, true), side(plan, shape, *job, false));
         done(case.measure(plan, ours, theirs));
     }
 }
 
 fn side(plan: &Plan, shape: &Shape, job: Job, ours: bool) -> Result<Box<dyn Side>> {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let n_ports = if job == Job::Cross { 2 } else { 1 };
+    let n_ports = job.n_ports();
     let sockets: Vec<PathBuf> = (0..n_ports).map(|n| dir.path().join(format!("sock{n}"))).collect();
     let frontend = |sockets: &[PathBuf]| {
         frontend(plan.frontend_first(), sockets, shape.devargs, shape.len, shape.load, &[])
@@ -151,13 +160,13 @@ pub fn frontend(
 }
 
 /// The baseline: testpmd with vhost ports.
-struct Baseline(Testpmd);
+pub(super) struct Baseline(Testpmd);
 
 impl Baseline {
-    fn start(cpus: [usize; 2], job: Job, sockets: &[PathBuf]) -> Result<Baseline> {
+    pub(super) fn start(cpus: [usize; 2], job: Job, sockets: &[PathBuf]) -> Result<Baseline> {
         let vdev = |(n, path): (usize, &PathBuf)| format!("net_vhost{n},iface={},queues=1", path.display());
         let vdevs: Vec<String> = sockets.iter().enumerate().map(vdev).collect();
-        let mode = if job == Job::Cross { "--forward-mode=io" } else { "--forward-mode=macswap" };
+        let mode = if job == Job::MacSwap { "--forward-mode=macswap" } else { "--forward-mode=io" };
         Testpmd::start("testpmd's vhost", cpus, &vdevs, &[mode, "--nb-cores=1", "--record-core-cycles"])
             .map(Baseline)
     }
