@@ -267,7 +267,8 @@ impl Walk<'_> {
         heads: &[Head],
         taken: &mut Taken,
     ) -> Plain {
-        let chains = plain_frames(map, features, heads);
+        let mut chains = ArrayVec::new();
+        plain_frames(map, features, heads, &mut chains);
         let first = self.out.len();
         let n_taken = self.pool.alloc_burst(chains.len(), self.out);
         let mut bytes = 0;
@@ -361,21 +362,20 @@ impl Walk<'_> {
     }
 }
 
-/// The chains in front that are plain frames, header and all. What will be read of them first is on its way.
+/// Appends the chains in front that are plain frames, header and all. What will be read of them first is on its way.
 #[inline(always)]
 pub(crate) fn plain_frames<'m>(
     map: &'m GuestMap,
     features: &RingFeatures,
     heads: &[Head],
-) -> ArrayVec<GuestSlice<'m>, BURST> {
+    chains: &mut ArrayVec<GuestSlice<'m>, BURST>, // returned, half a KiB would be copied
+) {
     let mut memory = Translator::new(map);
-    let mut chains = ArrayVec::new();
     for head in heads {
         let Some(chain) = plain_frame(head, features, &mut memory) else { break };
         prefetch_plain(&chain, features);
         chains.push(chain);
     }
-    chains
 }
 
 /// A chain of one direct descriptor, if the frame behind its header fits one buffer.

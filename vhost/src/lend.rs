@@ -28,7 +28,9 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     if heads.is_empty() {
         return Ok(Some(Taken::default()));
     }
-    let loan = loan(&plain_frames(layout.map(), features, &heads), features);
+    let mut chains = ArrayVec::new();
+    plain_frames(layout.map(), features, &heads, &mut chains);
+    let loan = loan(&chains, features);
     if loan.is_empty() {
         return Ok(None);
     }
@@ -38,7 +40,7 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     }
     let bytes = loan[..n_frames].iter().map(|frame| frame.len() as u64).sum();
     // What was lent can be given back once nobody has it any more: the compiler sees to that.
-    drop(loan);
+    drop((loan, chains));
     give_back(ring, &heads[..n_frames]);
     Ok(Some(Taken { n_frames, bytes, called: ring.publish() }))
 }
