@@ -1,12 +1,16 @@
 //! spp beside DPDK on one machine.
 //!
-//!     cargo bench --bench node -- --quick               every row, under a minute and a half
-//!     cargo bench --bench node -- --row P1 --row P6     some rows
-//!     cargo bench --bench node -- --json --plot bench.svg
+//! ```text
+//! cargo bench --bench node -- --quick               every row, under a minute and a half
+//! cargo bench --bench node -- --row P1 --row P6     some rows
+//! cargo bench --bench node -- --json --plot bench.svg
+//! ```
 //!
 //! On a machine that others use too, in a session of its own that goes before theirs:
 //!
-//!     setsid -w bash -c 'echo -20 > /proc/self/autogroup; cargo bench --bench node'
+//! ```text
+//! setsid -w bash -c 'echo -20 > /proc/self/autogroup; cargo bench --bench node'
+//! ```
 //!
 //! The same is a program of its own, `cargo run --release -p spp-bench`, for which P9 needs a `spp` built before. It starts everything itself and takes samples of ours and of the baseline in turns, so that both see the same
 //! machine. [`runner`] takes samples and compares them, [`rows`] knows what is compared, [`cpu`] and
