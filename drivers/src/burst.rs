@@ -1,8 +1,9 @@
+// UNSAFETY: a loop that fills a burst counts in a register, beside the array's own length.
 //! A burst: the unit in which packets move between queues and components.
 
 use arrayvec::ArrayVec;
 
-use crate::dma::{PacketBuf, PoolCache};
+use crate::dma::{PacketBuf, PoolCache, Tally};
 
 /// Most packets in a burst. 32 is where DPDK, Snabb and VPP-sized caches agree; the
 /// benches are run at 1, 4, 8 and 32.
@@ -31,9 +32,16 @@ impl Burst {
         self.0.try_push(packet).map_err(|full| full.element())
     }
 
+    /// The free end, for a loop that appends.
+    #[inline(always)]
+    pub fn end(&mut self) -> End<'_> {
+        let len = self.0.len();
+        End { burst: &mut self.0, len }
+    }
+
     /// Takes the first `n` packets out, in order; the rest move to the front.
     #[inline(always)]
-    pub fn take_front(&mut self, n: usize) -> impl Iterator<Item = PacketBuf> + '_ {
+    pub fn take_front(&mut self, n: usize) -> impl ExactSizeIterator<Item = PacketBuf> + '_ {
         self.0.drain(..n)
     }
 
@@ -55,6 +63,15 @@ impl Burst {
         self.0.pop()
     }
 
+    /// Takes every packet out, in order, by ones or by runs.
+    #[inline(always)]
+    pub fn take_runs(&mut self) -> Runs<'_> {
+        let len = self.0.len();
+        // SAFETY: no packets are left to the burst; Runs is their owner.
+        unsafe { self.0.set_len(0) };
+        Runs { burst: &mut self.0, at: 0, len }
+    }
+
     /// Takes every packet out, in order.
     #[inline(always)]
     pub fn take_all(&mut self) -> impl ExactSizeIterator<Item = PacketBuf> + '_ {
@@ -67,7 +84,16 @@ impl Burst {
     /// If they don't fit.
     #[inline(always)]
     pub fn append(&mut self, from: &mut Burst) {
-        self.0.extend(from.0.drain(..));
+        let (len, n) = (self.0.len(), from.0.len());
+        assert!(n <= self.room(), "{n} packets don't fit behind {len}");
+        // SAFETY: len <= BURST, so the place is one of the array's, or just behind it.
+        let end = unsafe { self.0.as_mut_ptr().add(len) };
+        // SAFETY: there is room for n, and two bursts borrowed mutably don't overlap; the lengths below make this a move.
+        unsafe { end.copy_from_nonoverlapping(from.0.as_ptr(), n) };
+        // SAFETY: its packets are here now; none are left to it.
+        unsafe { from.0.set_len(0) };
+        // SAFETY: the n places were just written, and len + n <= BURST.
+        unsafe { self.0.set_len(len + n) };
     }
 
     /// Gives every packet back to the pool through this core's cache; tells how many there were.
@@ -79,7 +105,96 @@ impl Burst {
 
     /// The bytes of all packets together.
     pub fn bytes(&self) -> u64 {
-        self.0.iter().map(|packet| packet.total_len() as u64).sum()
+        Tally::of(self).bytes
+    }
+}
+
+/// The free end of a burst: how long it is stays in a register while a loop appends.
+pub struct End<'a> {
+    burst: &'a mut ArrayVec<PacketBuf, BURST>,
+    /// Packets in the burst, all of them initialised; at most [`BURST`].
+    len: usize,
+}
+
+impl End<'_> {
+    /// Packets in the burst.
+    #[allow(clippy::len_without_is_empty)]
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Appends a packet, or gives it back when the burst is full.
+    #[inline(always)]
+    pub fn push(&mut self, packet: PacketBuf) -> Result<(), PacketBuf> {
+        if self.len >= BURST {
+            return Err(packet);
+        }
+        // SAFETY: len < BURST, so the place is one of the array's.
+        let place = unsafe { self.burst.as_mut_ptr().add(self.len) };
+        // SAFETY: the array's own place, borrowed mutably; what is there is no packet, since it is beyond len.
+        unsafe { place.write(packet) };
+        self.len += 1;
+        Ok(())
+    }
+}
+
+impl Drop for End<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: push() has initialised every place below len, which is at most BURST.
+        unsafe { self.burst.set_len(self.len) };
+    }
+}
+
+/// The packets of a burst on their way out: those in [at, len) are initialised, and its own.
+pub struct Runs<'a> {
+    burst: &'a mut ArrayVec<PacketBuf, BURST>,
+    at: usize,
+    len: usize,
+}
+
+impl Runs<'_> {
+    /// Moves the next `n` packets to the end of `to`. False when there are fewer, or `to` has no room for them: they stay.
+    #[inline(always)]
+    pub fn move_to(&mut self, n: usize, to: &mut Burst) -> bool {
+        if n > self.len - self.at || n > to.room() {
+            return false;
+        }
+        let (from, end) = (self.at, to.0.len());
+        // SAFETY: at <= len <= BURST.
+        let from = unsafe { self.burst.as_ptr().add(from) };
+        // SAFETY: end <= BURST.
+        let place = unsafe { to.0.as_mut_ptr().add(end) };
+        // SAFETY: n packets are left here, and there is room for n there; two bursts borrowed mutably don't overlap.
+        unsafe { place.copy_from_nonoverlapping(from, n) };
+        self.at += n;
+        // SAFETY: the n places were just written, and there was room for them.
+        unsafe { to.0.set_len(end + n) };
+        true
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = PacketBuf;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<PacketBuf> {
+        if self.at == self.len {
+            return None;
+        }
+        // SAFETY: at < len <= BURST.
+        let place = unsafe { self.burst.as_ptr().add(self.at) };
+        self.at += 1;
+        // SAFETY: the packet was in [at, len), and is not any more.
+        Some(unsafe { place.read() })
+    }
+}
+
+impl Drop for Runs<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.for_each(drop);
     }
 }
 
@@ -95,5 +210,51 @@ impl std::ops::DerefMut for Burst {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [PacketBuf] {
         &mut self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dma::{DmaSpace, Pool, PoolConfig};
+
+    #[test]
+    fn runs_ones_and_what_is_left_are_moved_once_each() {
+        let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 64 }).unwrap();
+        let mut cache = pool.cache();
+        let (mut burst, mut first, mut second) = (Burst::new(), Burst::new(), Burst::new());
+        assert_eq!(cache.alloc_burst(32, &mut burst), 32);
+        let slots: Vec<_> = burst.iter().map(|packet| packet.iova()).collect();
+        assert_eq!(cache.alloc_burst(30, &mut second), 30);
+        let mut runs = burst.take_runs();
+        assert!(runs.move_to(10, &mut first) && !runs.move_to(3, &mut second), "it has room for two");
+        assert!(!runs.move_to(23, &mut first), "there are 22");
+        first.push(runs.next().unwrap()).unwrap();
+        assert!(runs.move_to(2, &mut second));
+        drop(runs); // 19 packets with it
+        assert!(burst.is_empty());
+        assert!(first.iter().map(|packet| packet.iova()).eq(slots[..11].iter().copied()));
+        assert!(second[30..].iter().map(|packet| packet.iova()).eq(slots[11..13].iter().copied()));
+        drop((first, second, cache));
+        assert_eq!(pool.counts().out, 0);
+    }
+
+    #[test]
+    fn appended_burst_is_empty_and_the_end_is_as_long_as_what_was_pushed() {
+        let pool = Pool::new(&DmaSpace::new(), PoolConfig { n_buffers: 64 }).unwrap();
+        let mut cache = pool.cache();
+        let (mut burst, mut more) = (Burst::new(), Burst::new());
+        let mut end = burst.end();
+        for _ in 0..3 {
+            end.push(cache.alloc().unwrap()).unwrap();
+        }
+        assert_eq!(end.len(), 3);
+        drop(end);
+        assert_eq!(cache.alloc_burst(29, &mut more), 29);
+        burst.append(&mut more);
+        assert_eq!((burst.len(), more.len()), (32, 0));
+        assert!(burst.end().push(cache.alloc().unwrap()).is_err(), "it is full");
+        drop((burst, cache));
+        assert_eq!(pool.counts().out, 0);
     }
 }

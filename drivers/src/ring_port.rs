@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::burst::{BURST, Burst};
-use crate::dma::{PacketBuf, PoolCache};
+use crate::dma::{PacketBuf, PoolCache, Tally};
 use crate::offload::Offloads;
 use crate::port::{RxQueue, TxQueue};
 use crate::spsc::{self, Consumer, Producer};
@@ -51,30 +51,6 @@ pub fn packet_ring(slots: usize) -> (RingTx, RingRx) {
     )
 }
 
-/// Bytes of the packets that passed, and their buffers beyond the first of each.
-#[derive(Default)]
-struct Tally {
-    bytes: u64,
-    extra: u64,
-}
-
-impl Tally {
-    #[inline(always)]
-    fn add(&mut self, packet: &PacketBuf) {
-        if packet.is_chained() {
-            self.add_chain(packet);
-        } else {
-            self.bytes += packet.len() as u64;
-        }
-    }
-
-    #[cold]
-    fn add_chain(&mut self, packet: &PacketBuf) {
-        self.bytes += packet.total_len() as u64;
-        self.extra += packet.n_segments() as u64 - 1;
-    }
-}
-
 impl RingTx {
     /// Packets at the front that fit when each counts as its buffers. Long ones come in small bursts, so those that meet none
     /// in the ring are not looked at one by one.
@@ -100,9 +76,8 @@ impl TxQueue for RingTx {
         if n == 0 {
             return 0;
         }
-        let mut tally = Tally::default();
-        let packets = from.take_front(n).inspect(|packet| tally.add(packet));
-        self.ring.push_burst(n, packets);
+        let tally = Tally::of(&from[..n]);
+        self.ring.push_burst(n, from.take_front(n));
         if tally.extra > 0 {
             self.put_in = self.put_in.wrapping_add(tally.extra);
             self.extra.put_in.store(self.put_in, Ordering::Relaxed);
@@ -122,20 +97,22 @@ impl TxQueue for RingTx {
 }
 
 impl RingRx {
-    fn take(&mut self, n: usize, out: &mut Burst, tally: &mut Tally) -> usize {
+    #[inline(always)]
+    fn take(&mut self, n: usize, out: &mut Burst) -> usize {
+        let mut end = out.end();
         self.ring.pop_burst(n, |packet| {
-            tally.add(&packet);
-            let pushed = out.push(packet);
+            let pushed = end.push(packet);
             debug_assert!(pushed.is_ok(), "no more than out.room() are popped");
         })
     }
 
     /// Takes packets until they have a burst's worth of buffers: whoever holds them is in nobody's count.
     #[cold]
-    fn take_some(&mut self, out: &mut Burst, tally: &mut Tally) -> usize {
-        let mut n = 0;
-        while out.room() > 0 && n + (tally.extra as usize) < BURST && self.take(1, out, tally) > 0 {
+    fn take_some(&mut self, out: &mut Burst) -> usize {
+        let (mut n, mut n_buffers) = (0, 0);
+        while out.room() > 0 && n_buffers < BURST && self.take(1, out) > 0 {
             n += 1;
+            n_buffers += out.last().map_or(0, PacketBuf::n_segments);
         }
         n
     }
@@ -143,11 +120,12 @@ impl RingRx {
 
 impl RxQueue for RingRx {
     fn rx_burst(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> usize {
-        let mut tally = Tally::default();
+        let n_before = out.len();
         let n = match self.extra.put_in.load(Ordering::Relaxed) == self.taken_out {
-            true => self.take(out.room(), out, &mut tally),
-            false => self.take_some(out, &mut tally),
+            true => self.take(out.room(), out),
+            false => self.take_some(out),
         };
+        let tally = Tally::of(&out[n_before..]);
         if tally.extra > 0 {
             self.taken_out = self.taken_out.wrapping_add(tally.extra);
             self.extra.taken_out.store(self.taken_out, Ordering::Relaxed);

@@ -17,8 +17,10 @@ struct Shared<T> {
     /// Next slot to read, free-running. Written by the consumer only.
     head: CachePadded<AtomicUsize>,
     mask: usize,
-    slots: Box<[UnsafeCell<MaybeUninit<T>>]>,
+    slots: Box<[Slot<T>]>,
 }
+
+type Slot<T> = UnsafeCell<MaybeUninit<T>>;
 
 // SAFETY: a slot is touched by the producer while it lies in [tail, head + capacity) and by the consumer while it
 // lies in [head, tail); the release store and acquire load of the index that hands it over order the two.
@@ -27,24 +29,19 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    /// Puts a value into the slot of a free-running index.
-    ///
-    /// # Safety
-    /// The slot is free, and the caller is the producer.
+    /// The slots from a free-running index on: those to the end of the ring, then those from its beginning.
     #[inline(always)]
-    unsafe fn write(&self, index: usize, value: T) {
-        let slot = &self.slots[index & self.mask];
-        // SAFETY: nobody else touches a free slot, by this function's contract.
-        slot.with_mut(|slot| unsafe { slot.cast::<T>().write(value) });
+    fn from(&self, index: usize) -> [&[Slot<T>]; 2] {
+        let (wrapped, to_end) = self.slots.split_at(index & self.mask);
+        [to_end, wrapped]
     }
 
-    /// Takes the value out of the slot of a free-running index.
+    /// Takes the value out of a slot.
     ///
     /// # Safety
     /// The slot holds a value that is never read again, and the caller is the consumer.
     #[inline(always)]
-    unsafe fn read(&self, index: usize) -> T {
-        let slot = &self.slots[index & self.mask];
+    unsafe fn read(slot: &Slot<T>) -> T {
         // SAFETY: the slot is initialised and nobody else touches it, by this function's contract.
         slot.with_mut(|slot| unsafe { slot.cast::<T>().read() })
     }
@@ -63,11 +60,9 @@ impl<T> Shared<T> {
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         let (head, tail) = (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
-        let mut index = head;
-        while index != tail {
+        for slot in self.from(head).into_iter().flatten().take(tail.wrapping_sub(head)) {
             // SAFETY: slots in [head, tail) are initialised, and both ends are gone.
-            drop(unsafe { self.read(index) });
-            index = index.wrapping_add(1);
+            drop(unsafe { Self::read(slot) });
         }
     }
 }
@@ -125,12 +120,16 @@ impl<T> Producer<T> {
     /// Takes no more values from the iterator than fit.
     #[inline(always)]
     pub fn push_burst(&mut self, n: usize, values: impl IntoIterator<Item = T>) -> usize {
-        let n = n.min(self.room(n));
+        let (mut values, n) = (values.into_iter(), n.min(self.room(n)));
         let mut pushed = 0;
-        for value in values.into_iter().take(n) {
-            // SAFETY: the slot is free (room), and this is the producer.
-            unsafe { self.shared.write(self.tail.wrapping_add(pushed), value) };
-            pushed += 1;
+        for slots in self.shared.from(self.tail) {
+            let run = &slots[..slots.len().min(n - pushed)];
+            for (slot, value) in run.iter().zip(values.by_ref()) {
+                // SAFETY: no more slots are written than are free (room), and nobody else touches a free slot, since
+                // this is the producer.
+                slot.with_mut(|slot| unsafe { slot.cast::<T>().write(value) });
+                pushed += 1;
+            }
         }
         if pushed > 0 {
             self.tail = self.tail.wrapping_add(pushed);
@@ -176,12 +175,16 @@ impl<T> Consumer<T> {
     #[inline(always)]
     pub fn pop_burst(&mut self, n: usize, mut sink: impl FnMut(T)) -> usize {
         let n = n.min(self.available(n));
-        for _ in 0..n {
-            let index = self.head;
-            // Moving on first: should the sink panic, the value is not read twice.
-            self.head = self.head.wrapping_add(1);
-            // SAFETY: the index lies in [head, tail), so the producer has initialised its slot and left it.
-            sink(unsafe { self.shared.read(index) });
+        let (head, mut left) = (self.head, n);
+        // Moving on first: should the sink panic, the rest is lost, and nothing is read twice.
+        self.head = head.wrapping_add(n);
+        for slots in self.shared.from(head) {
+            let now = left.min(slots.len());
+            for slot in &slots[..now] {
+                // SAFETY: the slot lies in [head, tail), so the producer has initialised it and left it.
+                sink(unsafe { Shared::read(slot) });
+            }
+            left -= now;
         }
         if n > 0 {
             self.shared.head.store(self.head, Ordering::Release);

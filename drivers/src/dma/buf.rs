@@ -71,6 +71,21 @@ const _: () = assert!(size_of::<PacketBuf>() == 16 && size_of::<Option<PacketBuf
 // (SHARED); PoolShared is Sync.
 unsafe impl Send for PacketBuf {}
 
+/// What a device says of a frame that it wrote into one fresh buffer; checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Received(u64);
+
+impl Received {
+    /// A frame of `len` bytes, whose checksums the device has found right or not looked at. `None` when no buffer
+    /// holds so much.
+    #[inline(always)]
+    pub fn new(len: usize, is_verified: bool) -> Option<Received> {
+        let flags = u64::from(is_verified) * u64::from(VERIFIED);
+        (len <= DATA_ROOM)
+            .then_some(Received((len as u64) << LEN_SHIFT | (HEADROOM as u64) << OFF_SHIFT | flags))
+    }
+}
+
 /// A frame does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoRoom;
@@ -80,6 +95,29 @@ impl PacketBuf {
     pub(super) fn new(pool: NonNull<PoolShared>, slot: u32, off: u16) -> Self {
         debug_assert!(slot <= SLOT_MASK);
         PacketBuf { pool, word: u64::from(slot) | u64::from(off) << OFF_SHIFT }
+    }
+
+    /// The largest slot number.
+    pub(super) const LAST_SLOT: u32 = SLOT_MASK;
+
+    /// A frame that a device wrote into the buffer of `slot`, which is the caller's.
+    #[inline(always)]
+    pub(super) fn received(pool: NonNull<PoolShared>, slot: u32, received: Received) -> Self {
+        debug_assert!(slot <= SLOT_MASK);
+        PacketBuf { pool, word: received.0 | u64::from(slot) }
+    }
+
+    /// The buffer alone, which is the caller's to give back: of a frame that [frees alone](Self::frees_alone).
+    #[inline(always)]
+    pub(super) fn into_slot(self) -> u32 {
+        debug_assert!(self.frees_alone());
+        ManuallyDrop::new(self).slot()
+    }
+
+    /// In one buffer of this pool, unshared, without work.
+    #[inline(always)]
+    pub(super) fn is_alone_and_plain(&self, pool: NonNull<PoolShared>) -> bool {
+        self.slot_flags() & (CHAINED | OFFLOAD | SHARED) == 0 && self.pool == pool
     }
 
     #[inline(always)]
@@ -329,6 +367,18 @@ impl PacketBuf {
     #[inline(always)]
     pub fn n_segments(&self) -> usize {
         if self.is_chained() { self.segment_bufs().count() } else { 1 }
+    }
+
+    /// [`is_chained`](Self::is_chained), of flags that may be several packets'.
+    #[inline(always)]
+    pub(super) fn is_chain(flags: u32) -> bool {
+        flags & CHAINED != 0
+    }
+
+    /// [`has_offload`](Self::has_offload), of flags that may be several packets'.
+    #[inline(always)]
+    pub(super) fn is_work(flags: u32) -> bool {
+        flags & OFFLOAD != 0
     }
 
     /// True when the frame needs checksum or segmentation work: one bit of what is at hand anyway.

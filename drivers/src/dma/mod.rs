@@ -4,15 +4,20 @@
 mod buf;
 mod handles;
 mod iova;
+mod magazine;
 mod pool;
+mod posted;
 mod region;
 mod share;
+mod tally;
 
-pub use buf::{Offload, PacketBuf};
+pub use buf::{Offload, PacketBuf, Received};
 pub use iova::{Iova, IovaAllocator, IovaRange};
 pub use pool::{Pool, PoolCache, PoolConfig, PoolCounts};
+pub use posted::{RxBuffers, TxBuffers};
 pub use region::{DmaError, DmaMapper, DmaSpace, PageSize, Region};
 pub use share::NoBuffer;
+pub use tally::Tally;
 
 /// Bytes free in front of a received frame: room for tags and headers.
 pub const HEADROOM: usize = 128;

@@ -12,17 +12,14 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use arrayvec::ArrayVec;
 use crossbeam_queue::ArrayQueue;
 
 use super::buf::{Meta, PacketBuf};
 use super::iova::Iova;
+use super::magazine::{MAGAZINE, Magazine, Stock};
 use super::region::{DmaError, DmaSpace, PageSize, Region};
 use super::{DATA_ROOM, HEADROOM, STRIDE};
 use crate::Burst;
-
-/// Slots in a magazine.
-const MAGAZINE: usize = 64;
 
 /// Most caches (cores and queues) one pool serves.
 const MAX_CACHES: usize = 1024;
@@ -34,8 +31,6 @@ fn lies_in_one_page(slot: &u32) -> bool {
     let first = *slot as usize * STRIDE;
     page_of(first) == page_of(first + HEADROOM + DATA_ROOM - 1)
 }
-
-type Magazine = Box<ArrayVec<u32, MAGAZINE>>;
 
 /// How big a pool is.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +50,12 @@ pub struct PoolCounts {
     pub out: u32,
 }
 
+/// Where a device finds a slot's buffer (its headroom), when that of slot 0 is at `first`.
+#[inline(always)]
+pub(super) fn iova_of(first: Iova, slot: u32) -> Iova {
+    first.offset(u64::from(slot) * STRIDE as u64)
+}
+
 /// What all handles of a pool share. Outlives every buffer: see [`PoolOwner`].
 pub(super) struct PoolShared {
     base: NonNull<u8>,
@@ -66,8 +67,8 @@ pub(super) struct PoolShared {
     meta: Box<[UnsafeCell<Meta>]>,
     /// Full magazines, and the empty boxes cores trade for them. A core that hands in a full magazine
     /// holds two, so at least two of the depot's boxes are empty then.
-    full: ArrayQueue<Magazine>,
-    empty: ArrayQueue<Magazine>,
+    full: ArrayQueue<Box<Magazine>>,
+    empty: ArrayQueue<Box<Magazine>>,
     /// Slots dropped outside a hot path, one by one.
     strays: ArrayQueue<u32>,
     n_strays: AtomicU32,
@@ -93,7 +94,7 @@ impl PoolShared {
 
     #[inline(always)]
     pub(super) fn slot_iova(&self, slot: u32) -> Iova {
-        self.iova.offset(u64::from(slot) * STRIDE as u64)
+        iova_of(self.iova, slot)
     }
 
     /// The metadata cell of a slot; only its owner may look inside.
@@ -119,7 +120,7 @@ impl PoolShared {
 
 /// Frees the pool's memory with the last handle, unless packets are still out: then the memory is
 /// kept for ever, so that no [`PacketBuf`] can dangle.
-struct PoolOwner(NonNull<PoolShared>);
+pub(super) struct PoolOwner(NonNull<PoolShared>);
 
 // SAFETY: PoolShared is Send and Sync; the owner adds only the right to free it once.
 unsafe impl Send for PoolOwner {}
@@ -127,6 +128,18 @@ unsafe impl Send for PoolOwner {}
 unsafe impl Sync for PoolOwner {}
 
 impl PoolOwner {
+    /// Where devices find its first buffer.
+    #[inline(always)]
+    pub(super) fn first_iova(&self) -> Iova {
+        self.get().iova
+    }
+
+    /// What its packets name it by.
+    #[inline(always)]
+    pub(super) fn ptr(&self) -> NonNull<PoolShared> {
+        self.0
+    }
+
     #[inline(always)]
     fn get(&self) -> &PoolShared {
         // SAFETY: allocated by Pool::new and freed only by PoolOwner::drop.
@@ -163,7 +176,7 @@ impl Pool {
         let full = ArrayQueue::new(n_magazines);
         // Lowest slots come out first: a small working set stays small.
         for slots in slots.chunks_exact(MAGAZINE) {
-            let magazine: Magazine = Box::new(slots.iter().rev().copied().collect());
+            let magazine = Box::new(slots.iter().rev().copied().collect());
             let pushed = full.push(magazine);
             assert!(pushed.is_ok(), "the depot was sized for all magazines");
         }
@@ -187,7 +200,7 @@ impl Pool {
     pub fn cache(&self) -> PoolCache {
         let n = self.0.get().n_caches.fetch_add(1, Ordering::Relaxed);
         assert!((n as usize) < MAX_CACHES, "a pool serves at most {MAX_CACHES} caches");
-        PoolCache { loaded: Magazine::default(), spare: Magazine::default(), owner: self.0.clone() }
+        PoolCache { loaded: Box::default(), spare: Box::default(), owner: self.0.clone() }
     }
 
     /// Where the buffers are.
@@ -205,8 +218,8 @@ impl Pool {
 
 /// One core's stock of free buffers: up to two magazines. Owned by one thread.
 pub struct PoolCache {
-    loaded: Magazine,
-    spare: Magazine,
+    loaded: Box<Magazine>,
+    spare: Box<Magazine>,
     owner: Arc<PoolOwner>,
 }
 
@@ -214,10 +227,10 @@ impl PoolCache {
     /// A buffer with an empty frame at the usual headroom, or `None` when the pool is exhausted.
     #[inline(always)]
     pub fn alloc(&mut self) -> Option<PacketBuf> {
-        if self.loaded.is_empty() && !self.refill() {
-            return None;
-        }
-        let slot = self.loaded.pop()?;
+        let slot = match self.loaded.pop() {
+            Some(slot) => slot,
+            None => self.refill().then(|| self.loaded.pop())??,
+        };
         Some(PacketBuf::new(self.owner.0, slot, HEADROOM as u16))
     }
 
@@ -225,13 +238,60 @@ impl PoolCache {
     #[inline(always)]
     pub fn alloc_burst(&mut self, n: usize, out: &mut Burst) -> usize {
         let (mut left, pool) = (n, self.owner.0);
-        while left > 0 && (!self.loaded.is_empty() || self.refill()) {
-            let rest = self.loaded.len().saturating_sub(left);
-            left -= self.loaded.len() - rest;
-            let slots = self.loaded.drain(rest..).rev();
-            out.extend(slots.map(|slot| PacketBuf::new(pool, slot, HEADROOM as u16)));
+        while left > 0 && self.at_hand() > 0 {
+            let slots = self.loaded.stock().take_top(left);
+            left -= slots.len();
+            out.extend(slots.iter().rev().map(|&slot| PacketBuf::new(pool, slot, HEADROOM as u16)));
         }
         n - left
+    }
+
+    /// Buffers that can be taken without asking the pool: none only when it is exhausted.
+    #[inline(always)]
+    pub fn at_hand(&mut self) -> usize {
+        if self.loaded.len() == 0 {
+            self.refill();
+        }
+        self.loaded.len()
+    }
+
+    /// The slots at hand, to be taken one by one; none only when the pool is exhausted.
+    #[inline(always)]
+    pub(super) fn stock_at_hand(&mut self) -> Stock<'_> {
+        self.at_hand();
+        self.loaded.stock()
+    }
+
+    /// Gives back slots of this pool, which are the caller's.
+    #[inline(always)]
+    pub(super) fn put_slots(&mut self, slots: &[u32]) {
+        if !self.loaded.push_all(slots.iter().copied()) {
+            self.put_slots_in_parts(slots);
+        }
+    }
+
+    #[cold]
+    fn put_slots_in_parts(&mut self, mut slots: &[u32]) {
+        while !slots.is_empty() {
+            if self.loaded.room() == 0 {
+                self.unload();
+            }
+            let (now, later) = slots.split_at(slots.len().min(self.loaded.room()));
+            let fits = self.loaded.push_all(now.iter().copied());
+            debug_assert!(fits, "there is room for these");
+            slots = later;
+        }
+    }
+
+    /// The pool behind it.
+    pub(super) fn owner(&self) -> &Arc<PoolOwner> {
+        &self.owner
+    }
+
+    /// True when `pool` is the one behind it.
+    #[inline(always)]
+    pub(super) fn is_of(&self, pool: &PoolOwner) -> bool {
+        self.owner.0 == pool.0
     }
 
     /// Gives the first `n` packets of a burst back.
@@ -239,8 +299,9 @@ impl PoolCache {
     pub fn free_front(&mut self, burst: &mut Burst, n: usize) {
         let pool = self.owner.0;
         let plain = burst[..n].iter().all(|packet| packet.frees_alone() && packet.pool() == pool);
-        if plain && self.loaded.remaining_capacity() >= n {
-            self.loaded.extend(burst.take_front(n).map(|packet| ManuallyDrop::new(packet).slot()));
+        if plain && self.loaded.room() >= n {
+            let fits = self.loaded.push_all(burst.take_front(n).map(PacketBuf::into_slot));
+            debug_assert!(fits, "there is room for these");
         } else {
             burst.take_front(n).for_each(|packet| self.free(packet));
         }
@@ -271,10 +332,10 @@ impl PoolCache {
             return; // another pool's: dropping it sends it home
         }
         let slot = ManuallyDrop::new(segment).slot();
-        if self.loaded.try_push(slot).is_err() {
+        if !self.loaded.push(slot) {
             self.unload();
-            let pushed = self.loaded.try_push(slot);
-            debug_assert!(pushed.is_ok(), "unload made room");
+            let pushed = self.loaded.push(slot);
+            debug_assert!(pushed, "unload made room");
         }
     }
 
@@ -286,7 +347,7 @@ impl PoolCache {
     #[cold]
     fn refill(&mut self) -> bool {
         std::mem::swap(&mut self.loaded, &mut self.spare);
-        if !self.loaded.is_empty() {
+        if self.loaded.len() > 0 {
             return true;
         }
         let shared = self.owner.get();
@@ -296,25 +357,27 @@ impl PoolCache {
             debug_assert!(pushed.is_ok(), "the depot has room for each of its boxes");
             return true;
         }
-        while !self.loaded.is_full() {
-            let Some(slot) = shared.strays.pop() else { break };
+        while self.loaded.room() > 0
+            && let Some(slot) = shared.strays.pop()
+        {
             shared.n_strays.fetch_sub(1, Ordering::Relaxed);
-            self.loaded.push(slot);
+            let pushed = self.loaded.push(slot);
+            debug_assert!(pushed, "there is room");
         }
-        !self.loaded.is_empty()
+        self.loaded.len() > 0
     }
 
     /// Makes room in the loaded magazine, which is full.
     #[cold]
     fn unload(&mut self) {
         std::mem::swap(&mut self.loaded, &mut self.spare);
-        if !self.loaded.is_full() {
+        if self.loaded.room() > 0 {
             return;
         }
         let shared = self.owner.get();
         let Some(empty) = shared.empty.pop() else {
             debug_assert!(false, "a core with two full magazines leaves empty boxes in the depot");
-            self.loaded.drain(..).for_each(|slot| shared.return_stray(slot));
+            self.loaded.stock().for_each(|slot| shared.return_stray(slot));
             return;
         };
         let full = std::mem::replace(&mut self.loaded, empty);
@@ -326,7 +389,7 @@ impl PoolCache {
 impl Drop for PoolCache {
     fn drop(&mut self) {
         let shared = self.owner.get();
-        self.loaded.drain(..).chain(self.spare.drain(..)).for_each(|slot| shared.return_stray(slot));
+        self.loaded.stock().chain(self.spare.stock()).for_each(|slot| shared.return_stray(slot));
         shared.n_caches.fetch_sub(1, Ordering::Relaxed);
     }
 }

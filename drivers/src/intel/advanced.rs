@@ -29,10 +29,10 @@ impl<const DAMAGE: u64, const WRONG: u64> RxFormat for AdvancedRx<DAMAGE, WRONG>
     fn checksum(word: u64) -> Checksum {
         const L4CS: u64 = 1 << 5;
         // Only a right IP header says nothing about what is in the packet.
-        match word & (WRONG | L4CS) {
-            0 => Checksum::Unknown,
-            L4CS => Checksum::Right,
-            _ => Checksum::Wrong,
+        match () {
+            () if word & WRONG != 0 => Checksum::Wrong,
+            () if word & L4CS != 0 => Checksum::Right,
+            () => Checksum::Unknown,
         }
     }
 }

@@ -17,18 +17,15 @@ pub mod semaphore;
 pub(crate) mod trials;
 pub mod tx;
 
-use crate::dma::PacketBuf;
-use crate::nic::fault::Side;
+use crate::dma::{RxBuffers, TxBuffers};
 use crate::nic::ring::DescRing;
 
 /// What a queue half leaves behind when it is dropped: the device may use it until it is stopped.
-pub struct Parked {
-    /// Which half it was.
-    pub side: Side,
-    /// Its ring.
-    pub ring: DescRing,
-    /// The buffers in it.
-    pub buffers: Box<[Option<PacketBuf>]>,
+pub enum Parked {
+    /// A receiving half's ring and the buffers in it.
+    Rx(DescRing, RxBuffers),
+    /// A sending half's, with the frames that were not sent.
+    Tx(DescRing, TxBuffers),
 }
 
 /// Shared by the halves of one start.

@@ -14,7 +14,7 @@ use super::{Parked, Shared};
 use crate::dma::{DmaSpace, Pool};
 use crate::mac::MacAddr;
 use crate::nic::counters::{Counters, Row};
-use crate::nic::fault::{Fault, Side};
+use crate::nic::fault::Fault;
 use crate::nic::filters::{self, Program, Wanted};
 use crate::nic::interrupt::Interrupt;
 use crate::nic::regs::{Block, Doorbell};
@@ -208,7 +208,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         let (mut rx, mut tx) = (Vec::new(), Vec::new());
         for queue in 0..n {
             rx.push(self.rx_half(queue, shared, &mut cache)?);
-            tx.push(self.tx_half(queue, shared)?);
+            tx.push(self.tx_half(queue, shared, &cache)?);
         }
         self.program_filters();
         let read = |offset| self.chip.regs().read_at(offset);
@@ -252,14 +252,20 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         Rx::new(parts, cache).ok_or_else(short)
     }
 
-    fn tx_half(&mut self, queue: u16, shared: &Arc<Shared>) -> Result<Tx<C::Tx, F::Bar>, PortError> {
+    fn tx_half(
+        &mut self,
+        queue: u16,
+        shared: &Arc<Shared>,
+        cache: &crate::dma::PoolCache,
+    ) -> Result<Tx<C::Tx, F::Bar>, PortError> {
         let ring = self.ring("tx-ring")?;
         let tail = self.chip.tx_queue(Self::place(queue, &ring));
         let tail = tail.map_err(|e| self.late("transmit queue", e))?;
         let stats = self.tx_stats[usize::from(queue)].clone();
         let max_frame_bytes = self.chip.limits().max_frame_bytes as usize;
         let shared = shared.clone();
-        Ok(Tx::new(TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit: self.tx_limit }))
+        let parts = TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit: self.tx_limit };
+        Ok(Tx::new(parts, cache))
     }
 
     fn program_filters(&mut self) {
@@ -302,11 +308,8 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
                 std::mem::forget(parked); // the device may still write: its memory is never reused
                 continue;
             }
-            let Parked { side, buffers, ring } = parked;
-            let n_out = buffers.into_iter().flatten().count();
-            drop(ring);
-            if let (Side::Tx, Some(stats)) = (side, &hung) {
-                stats.dropped(DropReason::TxTimeout, n_out);
+            if let (Parked::Tx(_, unsent), Some(stats)) = (&parked, &hung) {
+                stats.dropped(DropReason::TxTimeout, unsent.len());
             }
         }
     }

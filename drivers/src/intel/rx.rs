@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::desc::{Checksum, RxFormat};
 use super::{Parked, Shared};
 use crate::burst::{BURST, Burst};
-use crate::dma::{DATA_ROOM, PacketBuf, PoolCache};
+use crate::dma::{DATA_ROOM, PacketBuf, PoolCache, Received, RxBuffers};
 use crate::nic::fault::{Fault, Side};
 use crate::nic::regs::Doorbell;
-use crate::nic::ring::DescRing;
+use crate::nic::ring::{Desc, DescRing};
 use crate::pci::Registers;
 use crate::port::RxQueue;
 use crate::stats::{Counter, DropReason, SharedStats};
@@ -58,8 +58,7 @@ pub struct RxParts<B: Registers> {
 pub struct Rx<F: RxFormat, B: Registers> {
     queue: u16,
     /// `None` only while dropping.
-    ring: Option<DescRing>,
-    buffers: Box<[Option<PacketBuf>]>,
+    ring: Option<(DescRing, RxBuffers)>,
     /// Next descriptor the device completes; runs free.
     next: u16,
     tail: Doorbell<B>,
@@ -77,19 +76,10 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     /// Fills the ring with buffers. `None` when the pool has too few. The device is told by [`start`](Self::start).
     pub fn new(parts: RxParts<B>, pool: &mut PoolCache) -> Option<Self> {
         let RxParts { queue, ring, tail, shared, stats, checksums } = parts;
-        let mut buffers = Vec::with_capacity(usize::from(ring.size()));
-        for index in 0..ring.size() {
-            let Some(buffer) = pool.alloc() else {
-                buffers.into_iter().flatten().for_each(|buffer| pool.free(buffer));
-                return None;
-            };
-            ring.put(index, [buffer.iova().0, 0]);
-            buffers.push(Some(buffer));
-        }
+        let buffers = RxBuffers::new(ring.size(), pool, |index, at| ring.put(index, [at.0, 0]))?;
         Some(Rx {
             queue,
-            ring: Some(ring),
-            buffers: buffers.into_boxed_slice(),
+            ring: Some((ring, buffers)),
             next: 0,
             tail,
             shared,
@@ -104,7 +94,7 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
 
     /// Gives all descriptors but one to the device; once the receiver is enabled.
     pub fn start(&mut self) {
-        if let Some(ring) = &self.ring {
+        if let Some((ring, _)) = &self.ring {
             self.tail.ring(u32::from(self.next.wrapping_sub(1) & ring.mask()));
         }
     }
@@ -113,7 +103,7 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     /// ring that stands still for ever.
     #[cold]
     fn look_for_gap(&mut self) {
-        let Some(ring) = &self.ring else { return };
+        let Some((ring, _)) = &self.ring else { return };
         let word = ring.done_word(self.next.wrapping_add(1));
         let gap = ring.done_word(self.next) & F::DONE == 0 && word & F::DONE != 0;
         if gap && self.gap_at == Some(self.next) {
@@ -201,20 +191,30 @@ struct Taken {
 }
 
 impl Taken {
-    /// What the card says of a whole frame besides.
+    /// Counts what the card found of a frame's checksums; true when they are right.
     #[inline(always)]
-    fn judge<F: RxFormat>(&mut self, frame: &mut PacketBuf, word: u64) {
-        if let Some(tag) = F::stripped_tag(word) {
-            self.bytes += put_back(frame, tag);
+    fn judge<F: RxFormat>(&mut self, word: u64) -> bool {
+        let found = F::checksum(word);
+        self.n_right += u64::from(found == Checksum::Right);
+        self.n_wrong += u64::from(found == Checksum::Wrong);
+        found == Checksum::Right
+    }
+
+    /// A whole frame in one buffer, good as it is; `None` for anything else.
+    #[inline(always)]
+    fn whole<F: RxFormat>(&mut self, word: u64) -> Option<Received> {
+        let len = F::len_bytes(word);
+        let is_whole = word & (F::DONE | F::LAST | F::DAMAGED) == F::DONE | F::LAST
+            && (ETHERNET_HEADER..=DATA_ROOM).contains(&len)
+            && F::stripped_tag(word).is_none();
+        let found = F::checksum(word);
+        if !is_whole || found == Checksum::Wrong {
+            return None;
         }
-        match F::checksum(word) {
-            Checksum::Unknown => {}
-            Checksum::Right => {
-                frame.set_verified(true);
-                self.n_right += 1;
-            }
-            Checksum::Wrong => self.n_wrong += 1,
-        }
+        let received = Received::new(len, found == Checksum::Right)?;
+        self.n_right += u64::from(found == Checksum::Right);
+        self.bytes += len as u64;
+        Some(received)
     }
 }
 
@@ -222,55 +222,32 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     /// Takes whole good frames until there is anything else in the ring: nearly all there are, in a loop without calls.
     #[inline(always)]
     fn take_run(&mut self, pool: &mut PoolCache, out: &mut Burst, taken: &mut Taken) {
-        let Some(ring) = &self.ring else { return };
+        let Some((ring, buffers)) = &mut self.ring else { return };
         if self.partial.is_some() {
             return;
         }
-        let (mut next, mask) = (self.next, ring.mask());
-        while out.room() > 0 {
-            let word = ring.done_word(next);
-            let len = F::len_bytes(word);
-            let is_plain = word & (F::DONE | F::LAST | F::DAMAGED) == F::DONE | F::LAST
-                && (ETHERNET_HEADER..=DATA_ROOM).contains(&len);
-            let Some(slot) = self.buffers.get_mut(usize::from(next & mask)).filter(|_| is_plain) else {
-                break;
-            };
-            let Some(fresh) = pool.alloc() else { break };
-            ring.put(next, [fresh.iova().0, 0]);
-            next = next.wrapping_add(1);
-            let Some(mut frame) = slot.replace(fresh) else {
-                debug_assert!(false, "every descriptor has a buffer");
-                break;
-            };
-            let fits = frame.set_received(len);
-            debug_assert!(fits.is_ok(), "the length was checked");
-            taken.bytes += len as u64;
-            taken.judge::<F>(&mut frame, word);
-            let pushed = out.push(frame);
-            debug_assert!(pushed.is_ok(), "there is room");
-        }
-        self.next = next;
+        let run = (self.next, ring.run(self.next));
+        let filled = |desc: &Desc| taken.whole::<F>(desc.done_word());
+        let n = buffers.exchange(run, pool, out, filled, |desc, at| desc.put([at.0, 0]));
+        self.next = self.next.wrapping_add(n as u16);
     }
 
     /// Takes one buffer, whatever is in it. False when there is none, or none to put in its place.
     #[inline(never)]
     fn take_one(&mut self, pool: &mut PoolCache, out: &mut Burst, taken: &mut Taken) -> bool {
-        let Some(ring) = &self.ring else { return false };
-        let word = ring.done_word(self.next);
+        let Some((ring, buffers)) = &mut self.ring else { return false };
+        let (index, word) = (self.next, ring.done_word(self.next));
         if word & F::DONE == 0 {
             return false;
         }
-        let Some(fresh) = pool.alloc() else { return false };
-        ring.put(self.next, [fresh.iova().0, 0]);
-        let slot = usize::from(self.next & ring.mask());
-        self.next = self.next.wrapping_add(1);
-        let Some(buffer) = self.buffers.get_mut(slot).and_then(|slot| slot.replace(fresh)) else {
-            debug_assert!(false, "every descriptor has a buffer");
-            return true;
-        };
+        let Some(buffer) = buffers.swap(index, pool, |at| ring.put(index, [at.0, 0])) else { return false };
+        self.next = index.wrapping_add(1);
         if let Some(mut frame) = self.take_odd(buffer, word, pool) {
             taken.bytes += frame.total_len() as u64;
-            taken.judge::<F>(&mut frame, word);
+            if let Some(tag) = F::stripped_tag(word) {
+                taken.bytes += put_back(&mut frame, tag);
+            }
+            frame.set_verified(taken.judge::<F>(word));
             let pushed = out.push(frame);
             debug_assert!(pushed.is_ok(), "the caller has looked for room");
         }
@@ -315,9 +292,8 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
 
 impl<F: RxFormat, B: Registers> Drop for Rx<F, B> {
     fn drop(&mut self) {
-        if let Some(ring) = self.ring.take() {
-            let buffers = std::mem::take(&mut self.buffers);
-            self.shared.park(Parked { side: Side::Rx, ring, buffers });
+        if let Some((ring, buffers)) = self.ring.take() {
+            self.shared.park(Parked::Rx(ring, buffers));
         }
     }
 }

@@ -13,8 +13,8 @@ use arrayvec::ArrayVec;
 use super::desc::TxFormat;
 use super::{Parked, Shared};
 use crate::burst::Burst;
-use crate::dma::{PacketBuf, PoolCache};
-use crate::nic::fault::{Fault, Side};
+use crate::dma::{PacketBuf, PoolCache, TxBuffers};
+use crate::nic::fault::Fault;
 use crate::nic::regs::Doorbell;
 use crate::nic::ring::DescRing;
 use crate::nic::watchdog::Watchdog;
@@ -50,17 +50,13 @@ pub struct TxParts<B: Registers> {
 struct Posted {
     n: usize,
     bytes: u64,
-    /// The last descriptor.
-    last: [u64; 2],
 }
 
 /// A sending half.
 pub struct Tx<F: TxFormat, B: Registers> {
     queue: u16,
     /// `None` only while dropping.
-    ring: Option<DescRing>,
-    /// The frame is with its last descriptor.
-    buffers: Box<[Option<PacketBuf>]>,
+    ring: Option<(DescRing, TxBuffers)>,
     /// Next descriptor to fill and next one to reap; both run free.
     tail: u16,
     reaped: u16,
@@ -78,15 +74,15 @@ pub struct Tx<F: TxFormat, B: Registers> {
 
 impl<F: TxFormat, B: Registers> Tx<F, B> {
     /// An empty queue.
-    pub fn new(parts: TxParts<B>) -> Self {
+    pub fn new(parts: TxParts<B>, pool: &PoolCache) -> Self {
         const { assert!(F::MAX_SEGMENTS <= PIECES) };
         let TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit } = parts;
         let size = usize::from(ring.size());
         assert!(size > F::MAX_SEGMENTS + 2, "the longest frame fits an empty ring");
+        let buffers = TxBuffers::new(ring.size(), pool);
         Tx {
             queue,
-            ring: Some(ring),
-            buffers: (0..size).map(|_| None).collect(),
+            ring: Some((ring, buffers)),
             tail: 0,
             reaped: 0,
             reports: VecDeque::with_capacity(size),
@@ -102,8 +98,8 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
 
     /// Takes sent frames back, and watches that the device gets on.
     #[inline(always)]
-    fn reap(&mut self, mut free: impl FnMut(PacketBuf)) {
-        let Some(ring) = &self.ring else { return };
+    fn reap(&mut self, mut free: impl FnMut(&mut TxBuffers, u16, u16)) {
+        let Some((ring, buffers)) = &mut self.ring else { return };
         let was_idle = self.tail == self.reaped;
         let before = self.reaped;
         while let Some(&report) = self.reports.front() {
@@ -111,15 +107,9 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
                 break;
             }
             self.reports.pop_front();
-            let (mut reaped, end) = (self.reaped, report.wrapping_add(1));
-            while reaped != end {
-                let slot = usize::from(reaped & ring.mask());
-                if let Some(frame) = self.buffers.get_mut(slot).and_then(Option::take) {
-                    free(frame);
-                }
-                reaped = reaped.wrapping_add(1);
-            }
-            self.reaped = reaped;
+            let end = report.wrapping_add(1);
+            free(buffers, self.reaped, end.wrapping_sub(self.reaped));
+            self.reaped = end;
         }
         // Without a link nothing is sent, and that is no hang.
         let excused = was_idle || self.shared.link_is_down();
@@ -163,56 +153,43 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
     /// Gives one descriptor to the ring. The caller has made sure that there is one.
     #[inline(always)]
     fn put(&mut self, words: [u64; 2], frame: Option<PacketBuf>) {
-        let Some(ring) = &self.ring else { return };
+        let Some((ring, buffers)) = &mut self.ring else { return };
         ring.put(self.tail, words);
-        if let Some(slot) = self.buffers.get_mut(usize::from(self.tail & ring.mask())) {
-            debug_assert!(slot.is_none(), "a free descriptor has no frame");
-            *slot = frame;
-        }
+        buffers.put(self.tail, frame);
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Posts a frame; returns its last descriptor.
+    /// Posts a frame.
     #[inline(always)]
-    fn post(&mut self, frame: PacketBuf, context: Option<[u64; 2]>) -> [u64; 2] {
+    fn post(&mut self, frame: PacketBuf, context: Option<[u64; 2]>) {
         if context.is_some() && context != self.context {
             self.context = context;
             context.into_iter().for_each(|words| self.put(words, None));
         }
-        if !frame.is_chained() {
-            let last = F::data(frame.iova(), frame.len(), frame.len(), true, context.is_some());
-            self.put(last, Some(frame));
-            return last;
+        if frame.is_chained() {
+            self.post_chain(frame, context.is_some());
+        } else {
+            let words = F::data(frame.iova(), frame.len(), frame.len(), true, context.is_some());
+            self.put(words, Some(frame));
         }
-        self.post_chain(frame, context.is_some())
     }
 
     /// Posts the frames in front that the card takes as they are, up to the first other one: nearly all there are, in a
     /// loop without calls. How many.
     #[inline(always)]
-    fn post_run(&mut self, from: &mut Burst, n_free: usize) -> (usize, Posted) {
+    fn post_run(&mut self, from: &mut Burst, n_free: usize, posted: &mut Posted) -> usize {
+        let Some((ring, buffers)) = &mut self.ring else { return 0 };
         let lens = F::MIN_FRAME_BYTES..=self.max_frame_bytes;
-        let n = from
-            .iter()
-            .take(n_free)
-            .take_while(|frame| frame.is_plain() && lens.contains(&frame.len()))
-            .count();
-        let mut posted = Posted { n, bytes: 0, last: [0; 2] };
-        let Some(ring) = &self.ring else { return (0, Posted::default()) };
-        let (mut tail, mask) = (self.tail, ring.mask());
-        for frame in from.take_front(n) {
-            let len = frame.len();
-            posted.bytes += len as u64;
-            posted.last = F::data(frame.iova(), len, len, true, false);
-            ring.put(tail, posted.last);
-            if let Some(slot) = self.buffers.get_mut(usize::from(tail & mask)) {
-                debug_assert!(slot.is_none(), "a free descriptor has no frame");
-                *slot = Some(frame);
-            }
-            tail = tail.wrapping_add(1);
-        }
-        self.tail = tail;
-        (n, posted)
+        let mut bytes = 0;
+        let run = (self.tail, ring.run(self.tail));
+        let n = buffers.post_plain(run, n_free, lens, from, |desc, at, len| {
+            bytes += len as u64;
+            desc.put(F::data(at, len, len, true, false));
+        });
+        self.tail = self.tail.wrapping_add(n as u16);
+        posted.n += n;
+        posted.bytes += bytes;
+        n
     }
 
     /// Posts what fits, whatever it is; how many frames are gone.
@@ -238,7 +215,7 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
                 Ok(context) => {
                     posted.bytes += frame.total_len() as u64;
                     posted.n += 1;
-                    posted.last = self.post(frame, context);
+                    self.post(frame, context);
                 }
                 Err(reason) => {
                     self.stats.dropped(reason, 1);
@@ -250,22 +227,20 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
     }
 
     #[inline(never)]
-    fn post_chain(&mut self, frame: PacketBuf, checksum: bool) -> [u64; 2] {
+    fn post_chain(&mut self, frame: PacketBuf, checksum: bool) {
         let total = frame.total_len();
         let mut pieces = ArrayVec::<_, PIECES>::new();
         for piece in frame.segment_bufs().filter(|piece| piece.len() > 0).take(PIECES) {
             pieces.push((piece.iova(), piece.len()));
         }
-        let mut last = [0; 2];
         let mut frame = Some(frame);
         let n = pieces.len();
         for (index, (at, len)) in pieces.into_iter().enumerate() {
             let is_last = index + 1 == n;
-            last = F::data(at, len, total, is_last, checksum);
-            self.put(last, if is_last { frame.take() } else { None });
+            let words = F::data(at, len, total, is_last, checksum);
+            self.put(words, if is_last { frame.take() } else { None });
         }
         debug_assert!(frame.is_none(), "a frame with bytes has a piece");
-        last
     }
 }
 
@@ -296,25 +271,29 @@ fn is_beyond<F: TxFormat>(frame: &PacketBuf) -> bool {
 
 impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
-        self.reap(|frame| pool.free(frame));
+        self.reap(|buffers, first, n| buffers.free(first, n, pool));
         if let Some(reason) = self.closed() {
             let n = from.free_all(pool);
             self.stats.dropped(reason, n);
             return n;
         }
-        let Some(mask) = self.ring.as_ref().map(DescRing::mask) else { return 0 };
+        let Some(mask) = self.ring.as_ref().map(|(ring, _)| ring.mask()) else { return 0 };
         // One descriptor always stays unused.
         let n_free = usize::from(mask.wrapping_sub(self.tail.wrapping_sub(self.reaped)));
-        let (mut n, mut posted) = self.post_run(from, n_free);
+        let mut posted = Posted::default();
+        let mut n = self.post_run(from, n_free, &mut posted);
+        if !from.is_empty() && self.tail & mask == 0 {
+            n += self.post_run(from, n_free - n, &mut posted);
+        }
         if !from.is_empty() && n < n_free {
             n += self.post_rest(pool, from, n_free - n, &mut posted);
         }
-        let Posted { n: sent, bytes, last } = posted;
-        if let Some(ring) = &self.ring
+        let Posted { n: sent, bytes } = posted;
+        if let Some((ring, _)) = &self.ring
             && sent > 0
         {
             let report = self.tail.wrapping_sub(1);
-            ring.put(report, F::report(last));
+            ring.put(report, F::report(ring.words(report)));
             self.reports.push_back(report);
             self.bell.ring(u32::from(self.tail & ring.mask()));
         }
@@ -327,7 +306,7 @@ impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
     }
 
     fn poll_control(&mut self) {
-        self.reap(drop);
+        self.reap(TxBuffers::send_home);
     }
 
     fn stats(&self) -> SharedStats {
@@ -337,9 +316,8 @@ impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
 
 impl<F: TxFormat, B: Registers> Drop for Tx<F, B> {
     fn drop(&mut self) {
-        if let Some(ring) = self.ring.take() {
-            let buffers = std::mem::take(&mut self.buffers);
-            self.shared.park(Parked { side: Side::Tx, ring, buffers });
+        if let Some((ring, buffers)) = self.ring.take() {
+            self.shared.park(Parked::Tx(ring, buffers));
         }
     }
 }

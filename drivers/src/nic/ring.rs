@@ -18,6 +18,27 @@ pub const MAX_RING: u16 = 2048;
 /// Smallest: length registers count in 128 bytes.
 pub const MIN_RING: u16 = 8;
 
+/// One descriptor in a ring: two words, each read and written at once.
+#[repr(transparent)]
+pub struct Desc([AtomicU64; 2]);
+
+const _: () = assert!(size_of::<Desc>() == DESC_BYTES);
+
+impl Desc {
+    /// As [`DescRing::put`].
+    #[inline(always)]
+    pub fn put(&self, [first, second]: [u64; 2]) {
+        self.0[0].store(first.to_le(), Ordering::Relaxed);
+        self.0[1].store(second.to_le(), Ordering::Relaxed);
+    }
+
+    /// As [`DescRing::done_word`].
+    #[inline(always)]
+    pub fn done_word(&self) -> u64 {
+        u64::from_le(self.0[1].load(Ordering::Acquire))
+    }
+}
+
 /// A ring of 16-byte descriptors.
 pub struct DescRing {
     memory: Region,
@@ -77,11 +98,27 @@ impl DescRing {
         unsafe { AtomicU64::from_ptr(cell) }
     }
 
+    /// The descriptors from `first` to the end of the ring, for a loop over a run.
+    #[inline(always)]
+    pub fn run(&self, first: u16) -> &[Desc] {
+        // SAFETY: new() allocated size descriptors, which is mask + 1; the device's accesses of aligned words are atomic, and
+        // so are ours: through these cells.
+        let all =
+            unsafe { std::slice::from_raw_parts(self.base.cast::<Desc>().as_ptr(), self.size().into()) };
+        all.get(usize::from(first & self.mask)..).unwrap_or_default()
+    }
+
     /// Writes a descriptor. The device may read it from the next doorbell on.
     #[inline(always)]
     pub fn put(&self, index: u16, [first, second]: [u64; 2]) {
         self.word(index, 0).store(first.to_le(), Ordering::Relaxed);
         self.word(index, 1).store(second.to_le(), Ordering::Relaxed);
+    }
+
+    /// A descriptor as it stands in the ring: what was [`put`](Self::put) there, as long as the device doesn't have it.
+    #[inline(always)]
+    pub fn words(&self, index: u16) -> [u64; 2] {
+        [self.first_word(index), u64::from_le(self.word(index, 1).load(Ordering::Relaxed))]
     }
 
     /// The second word, which has the done bit, length and status in all families: one read, and whatever
@@ -110,6 +147,10 @@ mod tests {
         ring.put(65_535, [1, 2]);
         assert_eq!((ring.first_word(7), ring.done_word(7)), (1, 2));
         assert_eq!(ring.done_word(6), u64::MAX);
+        let run = ring.run(65_534);
+        assert_eq!((run.len(), run[0].done_word(), run[1].done_word()), (2, u64::MAX, 2));
+        run[0].put([3, 4]);
+        assert_eq!((ring.first_word(6), ring.done_word(6)), (3, 4));
     }
 
     #[test]
