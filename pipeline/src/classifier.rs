@@ -5,6 +5,7 @@
 //! outputs, which are sent at the end of the turn. Nothing waits for more packets to come: a burst out is what one
 //! burst in gave. A full output drops at once, for it must not stop the others.
 
+use spp_drivers::burst::Runs;
 use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::stats::DropReason;
 use spp_drivers::{BURST, Burst};
@@ -50,18 +51,21 @@ fn classify(
     let n = burst.len();
     let outputs = look_up(table, burst, books.pool);
     let is_local = rx.from == Origin::Local;
-    let (mut packets, mut at) = (burst.take_all(), 0);
+    let (mut packets, mut at) = (burst.take_runs(), 0);
     while at < n {
         let output = outputs[at];
         let n_same = run_length(&outputs[at..n]);
         at += n_same;
+        if output != ELSEWHERE && !is_local && send_run(tx, output, n_same, &mut packets, halves) {
+            continue;
+        }
         let run = packets.by_ref().take(n_same);
         if output == ELSEWHERE {
             run.for_each(|packet| route(rx, tx, table, packet, halves, books));
         } else if is_local {
             run.for_each(|packet| send_unless_own(rx, tx, output, packet, halves, books));
         } else {
-            send_run(tx, output, run, halves, books);
+            run.for_each(|packet| send(tx, output, packet, halves, books));
         }
     }
 }
@@ -142,23 +146,13 @@ fn look_up(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURS
     outputs
 }
 
-/// Frames in a row for one output.
+/// Frames in a row for one output that takes them as they are. False when there is one only, when it doesn't, or when it
+/// has no room for all: they stay.
 #[inline(always)]
-fn send_run(
-    tx: &[TxEdge],
-    output: u16,
-    run: impl ExactSizeIterator<Item = PacketBuf>,
-    halves: &mut [TxHalf],
-    books: &mut Books,
-) {
+fn send_run(tx: &[TxEdge], output: u16, n: usize, packets: &mut Runs, halves: &mut [TxHalf]) -> bool {
     let edge = &tx[usize::from(output)];
-    let half = &mut halves[usize::from(edge.slot.0)];
     let as_they_are = edge.sharing.is_none() && edge.vlan == VlanOp::None;
-    if as_they_are && run.len() > 1 && half.pending.room() >= run.len() {
-        half.pending.extend(run);
-    } else {
-        run.for_each(|packet| send(tx, output, packet, halves, books));
-    }
+    n > 1 && as_they_are && packets.move_to(n, &mut halves[usize::from(edge.slot.0)].pending)
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@
 //! two questions: at its edge (which port?) and at its component (which reason, in all?).
 
 use spp_drivers::Burst;
-use spp_drivers::dma::{PacketBuf, PoolCache};
+use spp_drivers::dma::{PacketBuf, PoolCache, Tally};
 use spp_drivers::port::{Passed, RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats};
 
@@ -92,8 +92,9 @@ impl Books<'_> {
 #[inline]
 pub(crate) fn receive(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> usize {
     let first = out.len();
-    let taken = take(edge, half, books, out);
-    if taken.n > 0 && (taken.shortest < ETHERNET_BYTES || edge.vlan != VlanOp::None) {
+    let tally = take(edge, half, books, out);
+    let n = out.len() - first;
+    if n > 0 && (tally.has_runt || edge.vlan != VlanOp::None) {
         rework(out, first, &edge.stats, books, |packet, pool| {
             if packet.total_len() < ETHERNET_BYTES {
                 return Err(DropReason::Runt);
@@ -101,7 +102,7 @@ pub(crate) fn receive(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: 
             frame::apply(edge.vlan, packet, pool)
         });
     }
-    taken.n
+    n
 }
 
 /// Moves a burst from an open edge straight to an output with nothing pending: true when there was none, or it went. False when
@@ -140,39 +141,32 @@ pub(crate) fn refuse(edge: &RxEdge, half: &mut RxHalf, books: &mut Books) {
     }
 }
 
-struct Taken {
-    n: usize,
-    shortest: usize,
-}
-
+/// Takes a burst from an edge to the end of `out`, and books it.
 #[inline(always)]
-fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> Taken {
+fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> Tally {
+    let Some(queue) = &mut half.queue else { return Tally::default() };
     let first = out.len();
-    let (mut n, mut shortest, mut bytes) = (0, usize::MAX, 0);
-    if let Some(queue) = &mut half.queue {
-        let mut link = half.link.and_then(|link| books.links.get_mut(usize::from(link)));
-        if !link.as_mut().is_some_and(|link| link.receive(out)) {
+    let mut link = half.link.and_then(|link| books.links.get_mut(usize::from(link)));
+    let tally = match link.as_mut().and_then(|link| link.receive(out)) {
+        Some(tally) => tally,
+        None => {
             half.in_call = true;
             queue.rx_burst(books.pool, out);
             half.in_call = false;
             if let Some(link) = link {
                 link.ring_was_asked();
             }
+            // What the burst holds counts, not what the queue says.
+            Tally::of(out.get(first..).unwrap_or_default())
         }
-        // What the burst holds counts, not what the queue says.
-        for packet in out.iter().skip(first) {
-            let len = packet.total_len();
-            bytes += len as u64;
-            shortest = shortest.min(len);
-            n += 1;
-        }
-    }
+    };
+    let n = out.len().saturating_sub(first);
     if n > 0 {
         books.ledger.rx += n as u64;
         books.stats.received_burst(n);
-        edge.stats.moved(n, bytes);
+        edge.stats.moved(n, tally.bytes);
     }
-    Taken { n, shortest }
+    tally
 }
 
 /// Runs `operation` on the packets of `burst` from `first` on and drops those it refuses; the others keep their order.
@@ -262,26 +256,32 @@ pub(crate) enum Offered {
 #[inline(always)]
 fn offer(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) -> Offered {
     let Some(queue) = &mut half.queue else { return Offered::Once };
+    let tally = Tally::of(&half.pending);
     if let Some(link) = half.link.and_then(|link| books.links.get_mut(usize::from(link))) {
         let n = half.pending.len();
-        if let Some(bytes) = link.hand_over(&mut half.pending, queue.as_mut(), books.pool) {
+        if link.hand_over(&mut half.pending, tally, queue.as_mut(), books.pool) {
             books.ledger.tx += n as u64;
-            edge.stats.moved(n, bytes);
+            edge.stats.moved(n, tally.bytes);
             return Offered::Once;
         }
     }
-    // One bit of each frame, and nothing more for frames without work.
-    if half.pending.iter().fold(false, |any, packet| any | packet.has_offload()) {
+    if tally.has_offload {
         return offload::offer(edge, half, books);
     }
-    send(queue.as_mut(), &mut half.pending, edge, books);
+    send(queue.as_mut(), &mut half.pending, tally.bytes, edge, books);
     Offered::Once
 }
 
-/// Sends from the front of `burst` and books what left it; returns how many.
+/// Sends from the front of `burst`, which has `bytes`, and books what left it; returns how many.
 #[inline(always)]
-pub(crate) fn send(queue: &mut dyn TxQueue, burst: &mut Burst, edge: &TxEdge, books: &mut Books) -> usize {
-    let (n, bytes) = (burst.len(), burst.bytes());
+pub(crate) fn send(
+    queue: &mut dyn TxQueue,
+    burst: &mut Burst,
+    bytes: u64,
+    edge: &TxEdge,
+    books: &mut Books,
+) -> usize {
+    let n = burst.len();
     queue.tx_burst(books.pool, burst);
     let left = burst.len();
     let left_bytes = if left == 0 { 0 } else { burst.bytes() };

@@ -7,7 +7,7 @@
 //!
 //! Frames of several buffers go through the ring, which counts them by their buffers.
 
-use spp_drivers::dma::PoolCache;
+use spp_drivers::dma::{PoolCache, Tally};
 use spp_drivers::port::TxQueue;
 use spp_drivers::stats::SharedStats;
 use spp_drivers::{BURST, Burst};
@@ -17,8 +17,9 @@ use crate::plan::Fused;
 /// One fused ring.
 pub(crate) struct Link {
     pub ends: Fused,
-    /// Sent and not yet received.
+    /// Sent and not yet received, and what the sender found of it.
     burst: Burst,
+    tally: Tally,
     /// Packets may be in the ring.
     ring_in_use: bool,
     /// The ring's counters, sender's and receiver's. None when an end is not there: the link is not used.
@@ -27,7 +28,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(ends: Fused) -> Link {
-        Link { ends, burst: Burst::new(), ring_in_use: true, stats: None }
+        Link { ends, burst: Burst::new(), tally: Tally::default(), ring_in_use: true, stats: None }
     }
 
     /// Both ends of the ring are on this core, with these counters.
@@ -35,28 +36,25 @@ impl Link {
         self.stats = Some([sender, receiver]);
     }
 
-    /// Takes all of `pending` for the receiver and says how many bytes they are, or leaves it for the ring `queue`, into which
-    /// it puts what came before.
+    /// Takes all of `pending`, of which `tally` speaks, for the receiver, or leaves it for the ring `queue`, into which it puts
+    /// what came before. True when it was taken.
     #[inline(always)]
     pub(crate) fn hand_over(
         &mut self,
         pending: &mut Burst,
+        tally: Tally,
         queue: &mut dyn TxQueue,
         pool: &mut PoolCache,
-    ) -> Option<u64> {
-        let (mut bytes, mut has_chain) = (0, false);
-        for packet in pending.iter() {
-            bytes += packet.len() as u64;
-            has_chain |= packet.is_chained();
-        }
-        let Some([sent, _]) = &self.stats else { return None };
-        if self.ring_in_use || has_chain || !self.burst.is_empty() {
+    ) -> bool {
+        let Some([sent, _]) = &self.stats else { return false };
+        if self.ring_in_use || tally.extra > 0 || !self.burst.is_empty() {
             self.spill(queue, pool);
-            return None;
+            return false;
         }
-        sent.moved(pending.len(), bytes);
+        sent.moved(pending.len(), tally.bytes);
         self.burst.append(pending);
-        Some(bytes)
+        self.tally = tally;
+        true
     }
 
     /// Puts what was not received into the ring, which is empty if there is anything.
@@ -72,29 +70,35 @@ impl Link {
         }
     }
 
-    /// The first packets of the ring, as many as fit into `out`: true when they came from here, or when there are none.
+    /// The first packets of the ring, as many as fit into `out`, and what there is to say of them; `None` when they have
+    /// to come from the ring itself.
     #[inline(always)]
-    pub(crate) fn receive(&mut self, out: &mut Burst) -> bool {
+    pub(crate) fn receive(&mut self, out: &mut Burst) -> Option<Tally> {
         if self.ring_in_use {
-            return false;
+            return None;
         }
-        let n = self.burst.len().min(out.room());
+        let n = self.burst.len();
         if n == 0 {
-            return true;
+            return Some(Tally::default());
         }
-        let first = out.len();
-        if n == self.burst.len() {
+        let tally = if n <= out.room() {
             out.append(&mut self.burst);
+            self.tally
         } else {
-            self.burst.take_front(n).for_each(|packet| {
-                let pushed = out.push(packet);
-                debug_assert!(pushed.is_ok(), "no more than fit are taken");
-            });
-        }
+            self.receive_some(out)
+        };
         if let Some([_, received]) = &self.stats {
-            received.moved(n, out[first..].iter().map(|packet| packet.len() as u64).sum());
+            received.moved(n - self.burst.len(), tally.bytes);
         }
-        true
+        Some(tally)
+    }
+
+    #[cold]
+    fn receive_some(&mut self, out: &mut Burst) -> Tally {
+        let first = out.len();
+        out.extend(self.burst.take_front(out.room()));
+        self.tally = Tally::of(&self.burst);
+        Tally::of(&out[first..])
     }
 
     /// The ring gave packets, or had none. As much came out as went in: it is empty, for nobody but this core sends into it.

@@ -73,11 +73,13 @@ fn send_front(
     books: &mut Books,
 ) -> usize {
     if n == pending.len() {
-        return send(queue, pending, edge, books);
+        let bytes = pending.bytes();
+        return send(queue, pending, bytes, edge, books);
     }
     let mut front = Burst::new();
     move_all(pending.take_front(n), &mut front);
-    let sent = send(queue, &mut front, edge, books);
+    let bytes = front.bytes();
+    let sent = send(queue, &mut front, bytes, edge, books);
     move_all(pending.take_all(), &mut front);
     *pending = front;
     sent
@@ -120,7 +122,8 @@ fn cut(
     }
     // Before they are sent: a panic in the queue must not leave them uncounted.
     books.ledger.copies += n as u64;
-    let sent = if n == 0 { 0 } else { send(queue, &mut segments, edge, books) };
+    let bytes = segments.bytes();
+    let sent = if n == 0 { 0 } else { send(queue, &mut segments, bytes, edge, books) };
     books.ledger.copies -= segments.free_all(books.pool) as u64;
     *budget -= n;
     // A queue that takes little is not made to refuse a whole burst of copies on each turn.
