@@ -54,7 +54,11 @@ impl Burst {
     /// Appends packets; there must be room.
     #[inline(always)]
     pub fn extend(&mut self, packets: impl Iterator<Item = PacketBuf>) {
-        self.0.extend(packets);
+        let mut end = self.end();
+        for packet in packets {
+            let pushed = end.push(packet);
+            debug_assert!(pushed.is_ok(), "the caller has looked for room");
+        }
     }
 
     /// Takes the last packet out.

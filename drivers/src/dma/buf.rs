@@ -114,12 +114,6 @@ impl PacketBuf {
         ManuallyDrop::new(self).slot()
     }
 
-    /// In one buffer of this pool, unshared, without work.
-    #[inline(always)]
-    pub(super) fn is_alone_and_plain(&self, pool: NonNull<PoolShared>) -> bool {
-        self.slot_flags() & (CHAINED | OFFLOAD | SHARED) == 0 && self.pool == pool
-    }
-
     #[inline(always)]
     pub(super) fn slot_flags(&self) -> u32 {
         self.word as u32
@@ -391,6 +385,12 @@ impl PacketBuf {
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
         self.slot_flags() & (CHAINED | OFFLOAD) == 0
+    }
+
+    /// True for a [plain](Self::is_plain) frame whose bytes nobody else reads.
+    #[inline(always)]
+    pub fn is_simple(&self) -> bool {
+        self.slot_flags() & (CHAINED | OFFLOAD | SHARED) == 0
     }
 
     /// Checksum and segmentation work still to be done, if any.

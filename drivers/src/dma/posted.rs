@@ -142,7 +142,7 @@ impl TxBuffers {
         let mut n = 0;
         for (desc, frame) in descs[..n_most].iter().zip(&from[..n_most]) {
             let len = frame.len();
-            if !frame.is_alone_and_plain(pool) || len.wrapping_sub(*lens.start()) > span {
+            if !frame.is_simple() || frame.pool() != pool || len.wrapping_sub(*lens.start()) > span {
                 break;
             }
             post(desc, iova_of(first_iova, frame.slot()).offset(frame.headroom() as u64), len);

@@ -183,15 +183,55 @@ fn post_chain(ring: &mut impl DriverRing<PacketBuf>, frame: PacketBuf) -> Result
     ring.post(&segments, frame)
 }
 
-impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> TxQueue for Tx<R, B> {
-    fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
-        self.reap(|frame| pool.free(frame));
-        if let Some(reason) = self.closed() {
-            let n = from.free_all(pool);
-            self.parts.stats.dropped(reason, n);
-            return n;
+/// What one call gave to the ring.
+#[derive(Default)]
+struct Posted {
+    n: usize,
+    bytes: u64,
+}
+
+impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> Tx<R, B> {
+    /// Posts the frames in front that need nothing but an empty header in their headroom, up to the first other one: nearly
+    /// all there are. How many.
+    #[inline(always)]
+    fn post_run(
+        &mut self,
+        pool: &mut PoolCache,
+        from: &mut Burst,
+        n_free: usize,
+        posted: &mut Posted,
+    ) -> usize {
+        let lens = ETHERNET_HEADER..=self.parts.max_frame_bytes;
+        let plain = |frame: &&PacketBuf| {
+            frame.is_simple() && frame.headroom() >= NetHdr::BYTES && lens.contains(&frame.len())
+        };
+        let n = from.iter().take(n_free).take_while(plain).count();
+        let Some(ring) = &mut self.ring else { return 0 };
+        for mut frame in from.take_front(n) {
+            let len = frame.len();
+            let fits = frame.push_front(NetHdr::BYTES);
+            debug_assert!(fits.is_ok(), "there is headroom");
+            frame.data_mut()[..NetHdr::BYTES].copy_from_slice(&PLAIN);
+            match ring.post(&[Segment::readable(frame.iova().0, (NetHdr::BYTES + len) as u32)], frame) {
+                Ok(()) => (posted.n, posted.bytes) = (posted.n + 1, posted.bytes + len as u64),
+                Err(frame) => {
+                    self.parts.stats.dropped(DropReason::RingFull, 1);
+                    pool.free(frame);
+                }
+            }
         }
-        let n_free = self.ring.as_ref().map_or(0, R::n_free);
+        n
+    }
+
+    /// Posts what fits, whatever it is; how many frames are gone.
+    #[inline(never)]
+    fn post_rest(
+        &mut self,
+        pool: &mut PoolCache,
+        from: &mut Burst,
+        n_free: usize,
+        posted: &mut Posted,
+    ) -> usize {
         let (mut n, mut needed) = (0, 0);
         for frame in from.iter() {
             // One that no ring takes is taken, to be dropped.
@@ -201,7 +241,6 @@ impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> TxQueue for Tx<R, B> {
             }
             n += 1;
         }
-        let (mut sent, mut bytes) = (0, 0);
         for frame in from.take_front(n) {
             if let Some(reason) = self.unfit(&frame) {
                 self.parts.stats.dropped(reason, 1);
@@ -214,19 +253,37 @@ impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> TxQueue for Tx<R, B> {
                 .map_err(|f| (DropReason::NoBuffer, f))
                 .and_then(|frame| post(ring, frame).map_err(|f| (DropReason::RingFull, f)))
             {
-                Ok(()) => (sent, bytes) = (sent + 1, bytes + len),
+                Ok(()) => (posted.n, posted.bytes) = (posted.n + 1, posted.bytes + len),
                 Err((reason, frame)) => {
                     self.parts.stats.dropped(reason, 1);
                     pool.free(frame);
                 }
             }
         }
+        n
+    }
+}
+
+impl<R: DriverRing<PacketBuf> + Into<Ring>, B: Registers> TxQueue for Tx<R, B> {
+    fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
+        self.reap(|frame| pool.free(frame));
+        if let Some(reason) = self.closed() {
+            let n = from.free_all(pool);
+            self.parts.stats.dropped(reason, n);
+            return n;
+        }
+        let n_free = self.ring.as_ref().map_or(0, R::n_free);
+        let mut posted = Posted::default();
+        let mut n = self.post_run(pool, from, n_free, &mut posted);
+        if !from.is_empty() && n < n_free {
+            n += self.post_rest(pool, from, n_free - n, &mut posted);
+        }
         if let Some(ring) = &mut self.ring
             && ring.publish()
         {
             self.parts.doorbell.ring();
         }
-        self.parts.stats.moved(sent, bytes);
+        self.parts.stats.moved(posted.n, posted.bytes);
         n
     }
 
