@@ -11,9 +11,9 @@ use spp_drivers::stats::DropReason;
 use spp_drivers::{BURST, Burst};
 
 use crate::edge::{Books, Slots, TxHalf, flush, push, receive, refuse};
-use crate::frame;
+use crate::frame::{self, Header};
 use crate::plan::{Origin, RxEdge, TxEdge, VlanOp};
-use crate::table::{Route, Table};
+use crate::table::{Place, Route, Table};
 
 /// Packets looked ahead when fetching headers.
 const LOOK_AHEAD: usize = 4;
@@ -49,7 +49,11 @@ fn classify(
     books: &mut Books,
 ) {
     let n = burst.len();
-    let outputs = look_up(table, burst, books.pool);
+    let outputs = if table.is_far() {
+        look_up_far(table, burst, books.pool)
+    } else {
+        look_up(table, burst, books.pool)
+    };
     let is_local = rx.from == Origin::Local;
     let (mut packets, mut at) = (burst.take_runs(), 0);
     while at < n {
@@ -144,6 +148,38 @@ fn look_up(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURS
         }
     }
     outputs
+}
+
+/// The same with a table that is far from the core: what all frames need of it is on its way before the first look-up.
+#[inline(never)]
+fn look_up_far(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURST] {
+    let (mut outputs, mut places) = ([ELSEWHERE; BURST], [Place::default(); BURST]);
+    burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
+    for index in 0..burst.len() {
+        if let Some(ahead) = burst.get(index + LOOK_AHEAD) {
+            ahead.prefetch();
+        }
+        let packet = &mut burst[index];
+        frame::gather_header(packet, pool);
+        let header = frame::parse(packet.data()).unwrap_or(NOBODYS);
+        places[index] = table.fetch(header.vid, header.dst);
+    }
+    for ((output, place), packet) in outputs.iter_mut().zip(places).zip(burst.iter()) {
+        *output = table.route_fetched(place).unwrap_or_else(|| look_up_again(table, packet));
+    }
+    outputs
+}
+
+/// Stands for a header that cannot be: it has no entry in any table.
+const NOBODYS: Header = Header { dst: 0, vid: frame::VID_RESERVED };
+
+/// One frame that has no entry of its own, most likely.
+#[inline(never)]
+fn look_up_again(table: &Table, packet: &PacketBuf) -> u16 {
+    match frame::parse(packet.data()).map(|header| table.route(header.vid, header.dst)) {
+        Ok(Route::One(output)) => output,
+        _ => ELSEWHERE,
+    }
 }
 
 /// Frames in a row for one output that takes them as they are. False when there is one only, when it doesn't, or when it

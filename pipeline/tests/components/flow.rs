@@ -113,3 +113,37 @@ fn jumbo_frame_is_copied_whole() {
     assert_eq!(c.sinks[1].drain(&mut c.cache), [jumbo]);
     c.close();
 }
+
+#[test]
+fn classifier_of_many_addresses_treats_frames_like_one_of_few() {
+    let entries = [(None, A, 0), (Some(7), B, 1), (None, "default", 2)];
+    let many: Vec<String> =
+        (0..10_000u32).map(|i| format!("06:00:00:00:{:02x}:{:02x}", i >> 8, i & 255)).collect();
+    let far = entries.into_iter().chain(many.iter().map(|address| (Some(9), address.as_str(), 1)));
+    let far = classify(&PLAIN, &far.collect::<Vec<_>>());
+    assert!(matches!(&far, Work::Classify { table, .. } if table.is_far()));
+    let run = |work| {
+        let mut bench = Bench::new(work, 64);
+        for (mark, (dst, tags)) in (0..).zip([
+            (A, vec![]),
+            (B, vec![tag(7)]),
+            (B, vec![]),
+            (BROADCAST, vec![tag(7)]),
+            (BROADCAST, vec![tag(8)]),
+            (A, vec![tag(4095)]),
+            (A, vec![]),
+        ]) {
+            bench.send(0, &frame(mac(dst), &tags, 64, mark));
+        }
+        bench.send(0, &frame(mac(A), &[], 64, 7)[..13]);
+        bench.turns(1);
+        let marks = [0, 1, 2].map(|sink| bench.marks(sink));
+        let drops = bench.stats.snapshot().drops;
+        bench.close();
+        (marks, drops)
+    };
+    let (marks, drops) = run(far);
+    assert_eq!(marks, [vec![0, 6], vec![1, 3], vec![2, 3, 4]]);
+    assert_eq!((drops["runt"], drops["reserved_vlan"]), (1, 1));
+    assert_eq!((marks, drops), run(classify(&PLAIN, &entries)));
+}
