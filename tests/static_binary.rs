@@ -61,3 +61,16 @@ fn binary_runs_alone_in_an_empty_root() {
     let result: Value = serde_json::from_slice(&demo.stdout).expect("JSON");
     assert_eq!(result["ok"], true);
 }
+
+/// Minutes to build, so that it is measured where somebody did.
+#[test]
+fn binary_to_deliver_is_smaller_than_12_mib() {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join(target);
+    let Ok(file) = target.join("x86_64-unknown-linux-gnu/dist/spp").metadata() else {
+        let reason = "not built: cargo build --profile dist --bin spp";
+        return skip("binary_to_deliver_is_smaller_than_12_mib", reason);
+    };
+    let bytes = file.len();
+    assert!(bytes < 12 << 20, "{:.2} MiB", bytes as f64 / f64::from(1 << 20));
+}
