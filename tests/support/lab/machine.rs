@@ -38,6 +38,7 @@ pub struct Builder<'a> {
     memory_mib: u32,
     n_cpus: u32,
     viommu: bool,
+    counts_instructions: bool,
     host_root: bool,
     /// Another init than ours, and no shared folder.
     own_init: Option<&'a str>,
@@ -59,6 +60,7 @@ impl<'a> Builder<'a> {
             memory_mib: 256,
             n_cpus: 1,
             viommu: false,
+            counts_instructions: false,
             host_root: false,
             own_init: None,
             modules: vec!["virtio_pci", "9pnet_virtio", "9p"],
@@ -86,6 +88,13 @@ impl<'a> Builder<'a> {
     pub fn viommu(mut self) -> Self {
         self.viommu = true;
         self.modules.extend(["vfio_iommu_type1", "vfio-pci"]);
+        self
+    }
+
+    /// Time is the number of instructions the guest has executed, a nanosecond and a tick of its time-stamp counter
+    /// each. Works with one CPU only.
+    pub fn counts_instructions(mut self) -> Self {
+        self.counts_instructions = true;
         self
     }
 
@@ -223,8 +232,6 @@ impl<'a> Builder<'a> {
             kernel_args += " lab.host";
         }
         let mut args: Vec<String> = [
-            "-accel",
-            "tcg,thread=multi",
             "-cpu",
             "max",
             "-nodefaults",
@@ -238,6 +245,12 @@ impl<'a> Builder<'a> {
         .map(String::from)
         .to_vec();
         let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
+        if self.counts_instructions {
+            add("-accel", "tcg,thread=single".into());
+            add("-icount", "shift=0,sleep=off".into());
+        } else {
+            add("-accel", "tcg,thread=multi".into());
+        }
         add("-machine", format!("q35{irqchip},memory-backend=mem"));
         add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib));
         let spare = match self.spare_memory_mib {
