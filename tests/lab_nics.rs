@@ -1,5 +1,6 @@
 //! Every NIC driver on a device that is not ours, behind a real kernel's VFIO and a virtual IOMMU, all of them in one
-//! process: frames of all sizes and bursts both ways, checksums, link, restart under load, bind and unbind.
+//! process: frames of all sizes and bursts both ways, checksums, link, restart under load, registers switched off under a
+//! driver, bind and unbind.
 //! A family is one row of [`FAMILIES`]. The program inside is the example `nic_echo` of the drivers.
 
 #[path = "support/lab/mod.rs"]
@@ -17,6 +18,9 @@ use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const FAR: Mac = Mac([2, 0, 0, 0, 0, 9]);
+/// An address besides their own that all NICs are told to let in.
+const FURTHER: Mac = Mac([2, 0, 0, 0, 0, 0x77]);
+const STRANGER: Mac = Mac([2, 0, 0, 0, 0, 0x78]);
 /// Payloads of frames of 64 and 65 bytes with FCS, and the longest without and with jumbo frames.
 const PAYLOADS: [usize; 4] = [46, 47, 1500, 9000];
 const BURSTS: [usize; 5] = [1, 31, 32, 33, 1000];
@@ -115,6 +119,22 @@ impl Row<'_> {
             panic!("{}: {error}", self.family.driver);
         }
         self.wire.drain(Duration::from_millis(300));
+    }
+}
+
+impl Row<'_> {
+    /// Its own address and the further one that the program wants; not a stranger's.
+    fn only_its_addresses_pass(&self) {
+        let driver = self.family.driver;
+        let frame = |mac| Frame::numbered(mac, FAR, None, 0, 46);
+        for (mac, passes) in [(self.mac, true), (STRANGER, false), (FURTHER, true)] {
+            self.wire.send(&frame(mac)).expect("the wire takes it");
+            if passes {
+                // Whatever had been let in before it would come back before it.
+                assert_eq!(self.wire.receive(DEADLINE), Some(frame(mac).swapped()), "{driver}");
+            }
+        }
+        self.nothing_more();
     }
 }
 
@@ -263,6 +283,7 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     rows.iter_mut().for_each(Row::wait_up);
 
     reset_under_load(&mut machine, &mut rows);
+    registers_vanish(&mut machine, &mut rows);
     let log = stop_echo(&mut machine);
     println!("{log}");
     for (n, row) in rows.iter().enumerate().filter(|(_, row)| row.family.checks) {
@@ -329,6 +350,29 @@ fn exact_traffic(machine: &mut Machine, rows: &mut [Row<'_>]) {
             assert_eq!(counter(&log, n, "rx_checksums_right"), 1, "{driver}: {log}");
             assert_eq!(counter(&log, n, "rx_checksums_wrong"), 1, "{driver}: {log}");
         }
+    }
+}
+
+/// Memory decoding goes off under the driver: all registers read as ones. It notices, starts the card anew, and lets in
+/// what it let in before and nothing else.
+fn registers_vanish(machine: &mut Machine, rows: &mut [Row<'_>]) {
+    let n_started = |machine: &mut Machine| -> usize {
+        let count = machine.sh("grep -c started /run/echo/log");
+        count.trim().parse().expect("a number")
+    };
+    for row in rows.iter_mut().filter(|row| ["e1000e", "igb"].contains(&row.family.driver)) {
+        let n = row.n;
+        machine.sh(&format!("touch /run/echo/filter-{n}"));
+        log_says(machine, &format!("nic {n}: filters"), 1);
+        row.only_its_addresses_pass();
+
+        let before = n_started(machine);
+        machine.sh(&format!("touch /run/echo/vanish-{n}"));
+        log_says(machine, &format!("nic {n}: fault: its registers read all ones"), 1);
+        log_says(machine, "started", before + 1);
+        row.wait_up();
+        row.only_its_addresses_pass();
+        row.burst(machine, 33, 1500);
     }
 }
 

@@ -2,22 +2,24 @@
 //! and a first check on a new machine.
 //!
 //! `nic_echo DIR ADDRESS...`: binds the NICs to vfio-pci, runs until `DIR/stop` exists, starts NIC n anew for each
-//! `DIR/restart-n` it finds, says on standard output what changed, and gives the NICs back. A UDP frame to port 4242
+//! `DIR/restart-n` it finds, has it filter addresses from `DIR/filter-n` on, switches its registers off for `DIR/vanish-n`,
+//! says on standard output what changed, and gives the NICs back. A UDP frame to port 4242
 //! leaves with its checksum undone, for the NIC to complete, or for software where the NIC can't. One to port 4243 is
 //! answered to the socket it came from. `ADDRESS/N` starts the NIC with N pairs of queues.
 
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use spp_drivers::Burst;
-use spp_drivers::MacAddr;
 use spp_drivers::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use spp_drivers::offload::{F_NEEDS_CSUM, Offload, Offloads, checksum};
-use spp_drivers::pci::PciAddress;
 use spp_drivers::pci::sysfs::{self, BindOptions};
-use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, Queues};
-use spp_drivers::{nic, vfio};
+use spp_drivers::pci::{PciAddress, PciFunction};
+use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, PortError, Queues};
+use spp_drivers::vfio::{self, VfioBar, VfioFunction};
+use spp_drivers::{MacAddr, nic};
 
 /// Each NIC has a pool of its own, in three huge pages: both rings of the longest there are, and what the loop holds.
 const BUFFERS: u32 = 2560;
@@ -52,6 +54,8 @@ struct Echo {
     link: Option<Link>,
     /// Starts it anew.
     restart: PathBuf,
+    /// Ends its promiscuity.
+    filter: PathBuf,
     name: String,
     n_pairs: u16,
 }
@@ -70,15 +74,18 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         let pool = Pool::new(&space, PoolConfig { n_buffers: BUFFERS })?;
         pools.push(pool.clone());
         sysfs::bind(*address, &options)?;
-        let mut nic = nic::open(vfio::open(&space, address)?, &space)?;
+        let function = vfio::open(&space, address)?;
+        let vanish = dir.join(format!("vanish-{n}"));
+        let mut nic = nic::open(Vanishing { function, vanish }, &space)?;
         nic.set_promiscuous(true)?;
         nic.set_unicast(&[FURTHER])?;
         nic.set_vlans(&[VLAN])?;
-        let (name, restart) = (format!("nic {n}"), dir.join(format!("restart-{n}")));
+        let name = format!("nic {n}");
+        let [restart, filter] = ["restart", "filter"].map(|what| dir.join(format!("{what}-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
         let cache = pool.cache();
         let (queues, n_pairs) = (Queues::default(), *n_pairs);
-        let mut echo = Echo { pool, cache, nic, queues, link: None, restart, name, n_pairs };
+        let mut echo = Echo { pool, cache, nic, queues, link: None, restart, filter, name, n_pairs };
         echo.start()?;
         echoes.push(echo);
     }
@@ -106,6 +113,63 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         println!("unbound: {address}, now {before:?}");
     }
     Ok(())
+}
+
+/// Command register (PCI 3.0, 6.2.2).
+const COMMAND: u16 = 4;
+const COMMAND_MEMORY: u8 = 1 << 1;
+
+/// A function whose memory decoding goes off behind its driver when a file says so: its mapped registers are gone.
+struct Vanishing {
+    function: VfioFunction,
+    vanish: PathBuf,
+}
+
+impl PciFunction for Vanishing {
+    type Bar = VfioBar;
+
+    fn address(&self) -> &str {
+        self.function.address()
+    }
+
+    fn config_read(&self, offset: u16, buf: &mut [u8]) -> Result<(), PortError> {
+        self.function.config_read(offset, buf)
+    }
+
+    fn config_write(&self, offset: u16, bytes: &[u8]) -> Result<(), PortError> {
+        self.function.config_write(offset, bytes)
+    }
+
+    fn map_bar(&self, index: u8) -> Result<VfioBar, PortError> {
+        self.function.map_bar(index)
+    }
+
+    fn set_bus_master(&self, on: bool) -> Result<(), PortError> {
+        self.function.set_bus_master(on)
+    }
+
+    fn reset(&self) -> Result<bool, PortError> {
+        self.function.reset()
+    }
+
+    fn enable_msix(&self, n: usize) -> Result<Vec<OwnedFd>, PortError> {
+        self.function.enable_msix(n)
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        self.function.numa_node()
+    }
+
+    /// Drivers ask this whenever they look after the device's health.
+    fn removal_requested(&self) -> bool {
+        if std::fs::remove_file(&self.vanish).is_ok() {
+            let mut command = [0];
+            let read = self.function.config_read(COMMAND, &mut command);
+            let off = read.and_then(|()| self.config_write(COMMAND, &[command[0] & !COMMAND_MEMORY]));
+            println!("{}: memory decoding off: {off:?}", self.address());
+        }
+        self.function.removal_requested()
+    }
 }
 
 impl Echo {
@@ -153,6 +217,10 @@ impl Echo {
         if self.link.as_ref() != Some(&now) {
             println!("{}: link {now:?}", self.name);
             self.link = Some(now);
+        }
+        if std::fs::remove_file(&self.filter).is_ok() {
+            self.nic.set_promiscuous(false)?;
+            println!("{}: filters", self.name);
         }
         let mut again = std::fs::remove_file(&self.restart).is_ok();
         match self.nic.health() {

@@ -224,7 +224,8 @@ impl<'a> Builder<'a> {
 
     fn command_line(&self, initrd: &Path, share: &Path, console: &Path) -> Vec<String> {
         let irqchip = if self.viommu { ",kernel-irqchip=split" } else { "" };
-        let mut kernel_args = "console=ttyS0 quiet panic=1 tsc=reliable".to_owned();
+        // On a busy host the emulated timer may look broken for the moment in which the kernel tries it.
+        let mut kernel_args = "console=ttyS0 quiet panic=1 tsc=reliable no_timer_check".to_owned();
         if self.viommu {
             kernel_args += " intel_iommu=on iommu=pt";
         }
