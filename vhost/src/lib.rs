@@ -3,7 +3,8 @@
 //! Reading order: [`port`] (what a node opens), [`session`] and [`protocol`] (the control thread),
 //! [`setup`] (messages gather), [`handover`] (a set-up becomes a running ring), [`memory`] and
 //! [`vring`] (guest memory and the ring walk), [`from_guest`] and [`to_guest`] (what a core
-//! polls), `lend` (how a frame gets from the one to the other without a buffer), [`wire`] (a socket as a NIC), [`guest`] (a VM played in this process).
+//! polls), `lend` (how a frame gets from the one to the other without a buffer), [`wire`] (a socket as a NIC),
+//! [`guest`] (a VM played in this process).
 
 mod copy;
 pub mod deal;

@@ -12,7 +12,8 @@
 //! setsid -w bash -c 'echo -20 > /proc/self/autogroup; cargo bench --bench node'
 //! ```
 //!
-//! The same is a program of its own, `cargo run --release -p spp-bench`, for which P9 needs a `spp` built before. It starts everything itself and takes samples of ours and of the baseline in turns, so that both see the same
+//! The same is a program of its own, `cargo run --release -p spp-bench`, for which P9 needs a `spp` built before. It
+//! starts everything itself and takes samples of ours and of the baseline in turns, so that both see the same
 //! machine. [`runner`] takes samples and compares them, [`rows`] knows what is compared, [`cpu`] and
 //! [`testpmd`] and [`dpdk`] are the means, [`report`] and [`plot`] print.
 #![forbid(unsafe_code)]

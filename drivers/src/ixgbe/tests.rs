@@ -65,16 +65,7 @@ impl Bench {
     }
 
     fn packet(&mut self, bytes: &[u8]) -> PacketBuf {
-        let mut packet: Option<PacketBuf> = None;
-        for piece in bytes.chunks(crate::dma::DATA_ROOM) {
-            let mut buffer = self.cache.alloc().unwrap();
-            buffer.append(piece).unwrap();
-            match &mut packet {
-                None => packet = Some(buffer),
-                Some(head) => head.last_segment_mut().chain(buffer),
-            }
-        }
-        packet.unwrap()
+        crate::soft::copy_in(&mut self.cache, bytes).unwrap()
     }
 
     /// Sends frames in bursts, the device working in between, until all are gone.

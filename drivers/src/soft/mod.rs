@@ -78,7 +78,7 @@ impl Trouble {
 }
 
 /// A frame as packet buffers, as many as it takes. `None` (and nothing taken) when the pool has too few.
-fn copy_in(pool: &mut PoolCache, frame: &[u8]) -> Option<PacketBuf> {
+pub(crate) fn copy_in(pool: &mut PoolCache, frame: &[u8]) -> Option<PacketBuf> {
     let mut head = pool.alloc()?;
     let (first, rest) = frame.split_at(frame.len().min(DATA_ROOM));
     head.append(first).expect("an empty buffer has room for DATA_ROOM bytes");

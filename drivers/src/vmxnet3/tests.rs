@@ -6,7 +6,7 @@ mod traps;
 use super::model::{self, Vmxnet3Model};
 use super::{Vmxnet3, open};
 use crate::burst::{BURST, Burst};
-use crate::dma::{DATA_ROOM, DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
+use crate::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use crate::intel::model::internet_checksum;
 use crate::intel::trials::{MAC, frame, frame_to, udp};
 use crate::mac::MacAddr;
@@ -73,16 +73,7 @@ impl Bench {
     }
 
     fn packet(&mut self, bytes: &[u8]) -> PacketBuf {
-        let mut packet: Option<PacketBuf> = None;
-        for piece in bytes.chunks(DATA_ROOM) {
-            let mut buffer = self.cache.alloc().unwrap();
-            buffer.append(piece).unwrap();
-            match &mut packet {
-                None => packet = Some(buffer),
-                Some(head) => head.last_segment_mut().chain(buffer),
-            }
-        }
-        packet.unwrap()
+        crate::soft::copy_in(&mut self.cache, bytes).unwrap()
     }
 
     /// One call with these packets, on a queue; how many it took.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::burst::Burst;
-use crate::dma::{DATA_ROOM, DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
+use crate::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use crate::intel::nic::{Chip, IntelNic};
 use crate::mac::MacAddr;
 use crate::nic::model::{DeviceMemory, Fault, Handle, Model, ModelBar, ModelFunction};
@@ -137,16 +137,7 @@ impl<S: Subject> Bench<S> {
 
     /// A packet of these bytes.
     pub fn packet(&mut self, bytes: &[u8]) -> PacketBuf {
-        let mut packet: Option<PacketBuf> = None;
-        for piece in bytes.chunks(DATA_ROOM) {
-            let mut buffer = self.cache.alloc().unwrap();
-            buffer.append(piece).unwrap();
-            match &mut packet {
-                None => packet = Some(buffer),
-                Some(head) => head.last_segment_mut().chain(buffer),
-            }
-        }
-        packet.unwrap()
+        crate::soft::copy_in(&mut self.cache, bytes).unwrap()
     }
 
     /// Sends frames in bursts, the device working in between, until all are gone.

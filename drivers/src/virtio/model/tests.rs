@@ -88,16 +88,7 @@ impl Bench {
     }
 
     fn packet(&mut self, bytes: &[u8]) -> crate::dma::PacketBuf {
-        let mut packet: Option<crate::dma::PacketBuf> = None;
-        for piece in bytes.chunks(crate::dma::DATA_ROOM) {
-            let mut buffer = self.cache.alloc().unwrap();
-            buffer.append(piece).unwrap();
-            match &mut packet {
-                None => packet = Some(buffer),
-                Some(head) => head.last_segment_mut().chain(buffer),
-            }
-        }
-        packet.unwrap_or_else(|| self.cache.alloc().unwrap())
+        crate::soft::copy_in(&mut self.cache, bytes).unwrap()
     }
 
     /// Sends frames in bursts from one queue, the device working in between, until all are gone.
