@@ -50,6 +50,15 @@ impl Lab {
         }
         Ok(Lab { qemu, vmlinuz: kernel.join("vmlinuz"), modules: kernel.join("modules"), busybox })
     }
+
+    /// The same, and programs of the host's that scripts will run.
+    pub fn with(programs: &[&str]) -> Result<Lab, String> {
+        let missing = programs.iter().find(|name| program(name).is_none());
+        match missing {
+            Some(name) => Err(format!("no {name} here, run .ci/setup --tests")),
+            None => Lab::find(),
+        }
+    }
 }
 
 /// Cargo's target directory, found the way `.ci/setup` finds it.
