@@ -97,8 +97,9 @@ pub(super) fn build(
         retries: BTreeMap::new(),
     };
     node.make_rings();
-    node.open_vhosts()?;
+    // NICs take seconds, and a frontend must be answered within one (vhost's hand-over): vhosts last.
     node.start_nics()?;
+    node.open_vhosts()?;
     node.settle()?;
     Ok(node)
 }

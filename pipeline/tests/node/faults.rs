@@ -1,5 +1,6 @@
 //! NICs that fail, at start and later.
 
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +32,9 @@ struct Knobs {
     holds: AtomicBool,
     /// Its receiving half panics, once.
     panics: AtomicBool,
+    /// Where a frontend listens while the NIC starts, and whether somebody came meanwhile.
+    frontend: Mutex<Option<UnixListener>>,
+    was_called: AtomicBool,
     /// Addresses and VLANs it was last told of.
     unicast: Mutex<Vec<MacAddr>>,
     vlans: Mutex<Vec<u16>>,
@@ -110,6 +114,11 @@ impl Device for Breakable {
             self.0.failing_starts.fetch_sub(1, Ordering::Relaxed);
             return Err(PortError::new("breakable", "reset times out", "power-cycle it"));
         }
+        if let Some(frontend) = &*self.0.frontend.lock().unwrap() {
+            // Time enough for a port that is open to connect.
+            std::thread::sleep(Duration::from_millis(200));
+            self.0.was_called.store(frontend.accept().is_ok(), Ordering::Relaxed);
+        }
         *self.0.health.lock().unwrap() = None;
         Ok(Queues { rx: vec![Half::boxed(&self.0)], tx: vec![Half::boxed(&self.0)] })
     }
@@ -161,6 +170,20 @@ fn faulty_nic_is_restarted_with_its_queues_taken_back_and_others_go_on() {
     assert_eq!(node.status().vfs[0].nic.tx.packets, 3, "counters go on over restarts");
     drop(node);
     assert_eq!(knobs.halves_out.load(Ordering::Relaxed), 0);
+}
+
+/// A frontend that comes while nobody polls gets no answer in time, and its rings never run.
+#[test]
+fn frontends_are_called_only_after_all_nics_have_started() {
+    let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
+    let frontend = UnixListener::bind(site.path("sock0")).unwrap();
+    frontend.set_nonblocking(true).unwrap();
+    *knobs.frontend.lock().unwrap() = Some(frontend);
+    let mut node = node(&site, &knobs).unwrap();
+    assert!(!knobs.was_called.load(Ordering::Relaxed), "called while a NIC was starting");
+    eventually(&mut node, "the frontend is called", |_| {
+        knobs.frontend.lock().unwrap().as_ref().is_some_and(|frontend| frontend.accept().is_ok())
+    });
 }
 
 #[test]
