@@ -31,8 +31,12 @@ impl Node {
 
     /// To be called every few milliseconds on the control thread.
     pub fn tick(&mut self) {
+        self.tick_at(Instant::now());
+    }
+
+    /// The same by the caller's clock.
+    pub fn tick_at(&mut self, now: Instant) {
         self.board.tick();
-        let now = Instant::now();
         if now < self.health_due {
             return;
         }

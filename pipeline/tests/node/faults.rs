@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spp_drivers::dma::{DmaSpace, Pool, PoolCache};
 use spp_drivers::port::{
@@ -35,6 +35,8 @@ struct Knobs {
     /// Where a frontend listens while the NIC starts, and whether somebody came meanwhile.
     frontend: Mutex<Option<UnixListener>>,
     was_called: AtomicBool,
+    /// How often its link was asked for.
+    looks: AtomicU32,
     /// Addresses and VLANs it was last told of.
     unicast: Mutex<Vec<MacAddr>>,
     vlans: Mutex<Vec<u16>>,
@@ -94,6 +96,7 @@ impl Device for Breakable {
         None
     }
     fn link(&mut self) -> Link {
+        self.0.looks.fetch_add(1, Ordering::Relaxed);
         Link::Up { speed_mbps: 10 }
     }
     fn set_promiscuous(&mut self, _on: bool) -> Result<(), PortError> {
@@ -184,6 +187,23 @@ fn frontends_are_called_only_after_all_nics_have_started() {
     eventually(&mut node, "the frontend is called", |_| {
         knobs.frontend.lock().unwrap().as_ref().is_some_and(|frontend| frontend.accept().is_ok())
     });
+}
+
+#[test]
+fn links_are_looked_at_every_fifty_ms_by_the_nodes_clock_and_not_more_often() {
+    let (site, knobs) = (Site::new(), Arc::new(Knobs::default()));
+    let mut node = node(&site, &knobs).unwrap();
+    let mut now = Instant::now() + HEALTH_INTERVAL;
+    node.tick_at(now);
+    for _ in 0..3 {
+        let looks = knobs.looks.load(Ordering::Relaxed);
+        node.tick_at(now + HEALTH_INTERVAL - Duration::from_nanos(1));
+        assert_eq!(knobs.looks.load(Ordering::Relaxed), looks);
+        now += HEALTH_INTERVAL;
+        node.tick_at(now);
+        assert_eq!(knobs.looks.load(Ordering::Relaxed), looks + 1);
+    }
+    assert!(HEALTH_INTERVAL <= Duration::from_millis(50));
 }
 
 #[test]
