@@ -17,12 +17,12 @@ use spp_drivers::{BURST, Burst, MacAddr};
 use crate::deal::Seat;
 use crate::lanes::{Lane, LaneStats, Lanes};
 use crate::lend::lend;
-use crate::memory::{Gpa, GuestMap, GuestSlice, Translator};
+use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::rarp::rarp;
 use crate::vring::chain::{Chain, Direction};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
-use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
+use crate::vring::walk::{Entries, Head, Layout, Queue, Used, for_layout};
 use crate::vring::{RingFault, RingFeatures};
 
 /// Shortest frame taken: an Ethernet header.
@@ -179,24 +179,25 @@ impl Taken {
 /// A started but disabled ring is drained and its frames are dropped (vhost-user, "Ring states").
 fn discard<L: Layout>(ring: &mut Queue<L>, stats: &QueueStats) -> Result<Taken, RingFault> {
     ring.look()?;
-    let mut heads = Heads::new();
-    ring.layout.heads(&ring.place, BURST, &mut heads)?;
-    give_back(ring, &heads);
-    stats.dropped(DropReason::NotRunning, heads.len());
+    let mut entries = Entries::<L>::new();
+    ring.layout.entries(&ring.place, BURST, &mut entries)?;
+    give_back(ring, &entries);
+    stats.dropped(DropReason::NotRunning, entries.len());
     Ok(Taken { called: ring.publish(), ..Taken::default() })
 }
 
 /// Gives chains back that were only read, from the front. In order, one used element stands for all of them
 /// (virtio 1.2, 2.7.9 and 2.8.20).
 #[inline(always)]
-pub(crate) fn give_back<L: Layout>(ring: &mut Queue<L>, heads: &[Head]) {
+pub(crate) fn give_back<L: Layout>(ring: &mut Queue<L>, entries: &[L::Entry]) {
     let Queue { layout, place, features, .. } = ring;
-    match heads {
+    let used = entries.iter().map(|entry| L::used(*entry, 0));
+    match entries {
         [.., last] if features.in_order => {
-            let n_slots = heads.iter().map(|head| head.n_slots).sum();
-            layout.complete(place, std::iter::once(Used { id: last.id, n_slots, len: 0 }));
+            let n_slots = used.map(|used| used.n_slots).sum();
+            layout.complete(place, std::iter::once(Used { n_slots, ..L::used(*last, 0) }));
         }
-        _ => layout.complete(place, heads.iter().map(|head| head.used(0))),
+        _ => layout.complete(place, used),
     }
 }
 
@@ -209,10 +210,19 @@ enum Outcome {
     NoBuffer,
 }
 
-/// What a run of plain frames came to: chains taken, and whether there were too few buffers for all of them.
+/// What a run of plain frames came to: chains taken, and why it ended.
 struct Plain {
     n_taken: usize,
-    ran_out: bool,
+    end: End,
+}
+
+enum End {
+    /// All chains were plain.
+    All,
+    /// This one is not.
+    Other(Head),
+    /// There were too few buffers for all of them.
+    NoBuffer,
 }
 
 struct Walk<'b> {
@@ -230,19 +240,20 @@ impl Walk<'_> {
     fn burst<L: Layout>(&mut self, ring: &mut Queue<L>) -> Result<Taken, RingFault> {
         ring.look()?;
         let Queue { layout, place, features, .. } = ring;
-        let mut heads = Heads::new();
-        layout.heads(place, self.out.room(), &mut heads)?;
-        if heads.is_empty() {
+        let mut entries = Entries::<L>::new();
+        layout.entries(place, self.out.room(), &mut entries)?;
+        if entries.is_empty() {
             return Ok(Taken::default());
         }
         let (mut n_taken, mut taken) = (0, Taken::default());
-        while n_taken < heads.len() {
-            let plain = self.copy_plain(layout.map(), features, &heads[n_taken..], &mut taken);
+        loop {
+            let plain = self.copy_plain(layout, features, &entries[n_taken..], &mut taken);
             n_taken += plain.n_taken;
-            if plain.ran_out || n_taken == heads.len() || *self.budget == 0 {
+            let End::Other(head) = plain.end else { break };
+            if *self.budget == 0 {
                 break;
             }
-            match self.copy_chain(layout, features, &heads[n_taken]) {
+            match self.copy_chain(layout, features, &head) {
                 Outcome::Frame(n_bytes) => {
                     taken.n_frames += 1;
                     taken.bytes += n_bytes as u64;
@@ -252,7 +263,7 @@ impl Walk<'_> {
             }
             n_taken += 1;
         }
-        give_back(ring, &heads[..n_taken]);
+        give_back(ring, &entries[..n_taken]);
         taken.called = ring.publish();
         Ok(taken)
     }
@@ -260,38 +271,38 @@ impl Walk<'_> {
     /// Takes the frames in front that lie in one piece with their header and fit one buffer, up to the first that does
     /// not: most of all traffic. Buffers are taken together, and each step is a loop of its own, without calls.
     #[inline(always)]
-    fn copy_plain(
+    fn copy_plain<L: Layout>(
         &mut self,
-        map: &GuestMap,
+        layout: &L,
         features: &RingFeatures,
-        heads: &[Head],
+        entries: &[L::Entry],
         taken: &mut Taken,
     ) -> Plain {
-        let mut chains = ArrayVec::new();
-        plain_frames(map, features, heads, &mut chains);
+        let mut plain = PlainFrames::default();
+        let other = plain_frames(layout, features, entries, &mut plain);
         let first = self.out.len();
-        let n_taken = self.pool.alloc_burst(chains.len(), self.out);
-        let mut bytes = 0;
-        for (packet, chain) in self.out[first..].iter_mut().zip(&chains) {
-            let frame = chain.skip(features.header_bytes);
-            bytes += frame.append_to(packet, frame.len());
-        }
-        if features.from_guest != Offloads::NONE {
-            bytes -= self.judge_plain(first, &chains[..n_taken], features);
+        let (n_taken, mut bytes) = copy_frames(&plain.frames, self.pool, self.out);
+        if !plain.headers.is_empty() {
+            bytes -= self.judge_plain(first, &plain.headers[..n_taken], features);
         }
         taken.n_frames += self.out.len() - first;
         taken.bytes += bytes as u64;
-        Plain { n_taken, ran_out: n_taken < chains.len() }
+        let end = match other {
+            _ if n_taken < plain.frames.len() => End::NoBuffer,
+            Some(head) => End::Other(head),
+            None => End::All,
+        };
+        Plain { n_taken, end }
     }
 
     /// Looks at the headers of frames from `first` on, and takes those out that ask for what can't be; returns their bytes.
     #[inline(never)]
-    fn judge_plain(&mut self, first: usize, chains: &[GuestSlice<'_>], features: &RingFeatures) -> usize {
+    fn judge_plain(&mut self, first: usize, headers: &[GuestSlice<'_>], features: &RingFeatures) -> usize {
         let mut dropped_bytes = 0;
         // From the last on: what is taken out moves none that is still to be looked at.
-        for (i, chain) in chains.iter().enumerate().rev() {
+        for (i, header) in headers.iter().enumerate().rev() {
             let packet = &mut self.out[first + i];
-            let header = net_hdr::from_guest(std::slice::from_ref(chain));
+            let header = net_hdr::from_guest(std::slice::from_ref(header));
             match accept(&header, packet, features.from_guest) {
                 Ok(None) => (),
                 Ok(work) => packet.set_offload(work),
@@ -362,47 +373,108 @@ impl Walk<'_> {
     }
 }
 
-/// Appends the chains in front that are plain frames, header and all. What will be read of them first is on its way.
-#[inline(always)]
-pub(crate) fn plain_frames<'m>(
-    map: &'m GuestMap,
-    features: &RingFeatures,
-    heads: &[Head],
-    chains: &mut ArrayVec<GuestSlice<'m>, BURST>, // returned, half a KiB would be copied
-) {
-    let mut memory = Translator::new(map);
-    for head in heads {
-        let Some(chain) = plain_frame(head, features, &mut memory) else { break };
-        prefetch_plain(&chain, features);
-        chains.push(chain);
+/// Plain frames in front of a ring: in one piece with their headers, and short enough for one buffer.
+#[derive(Default)]
+pub(crate) struct PlainFrames<'m> {
+    /// What is behind the headers.
+    pub frames: ArrayVec<GuestSlice<'m>, BURST>,
+    /// Their headers; only from a guest that negotiated work. From others a header means nothing, and is not read.
+    pub headers: ArrayVec<GuestSlice<'m>, BURST>,
+}
+
+impl<'m> PlainFrames<'m> {
+    /// Appends one. What will be read of it first is on its way then.
+    #[inline(always)]
+    fn push(&mut self, (header, frame): (GuestSlice<'m>, GuestSlice<'m>), shape: Shape) {
+        if shape.has_work {
+            header.prefetch(0);
+            self.headers.push(header);
+        }
+        // In all drivers that align their buffers the header ends where the frame's first line starts.
+        frame.prefetch(0);
+        self.frames.push(frame);
     }
 }
 
-/// A chain of one direct descriptor, if the frame behind its header fits one buffer.
+/// What makes a frame plain, in registers for a loop.
+#[derive(Clone, Copy)]
+struct Shape {
+    header_bytes: usize,
+    longest: usize,
+    /// Its header may say that it is not.
+    has_work: bool,
+}
+
+impl Shape {
+    fn new(features: &RingFeatures) -> Shape {
+        let &RingFeatures { header_bytes, max_frame_bytes, from_guest, .. } = features;
+        Shape {
+            header_bytes,
+            longest: DATA_ROOM.min(max_frame_bytes),
+            has_work: from_guest != Offloads::NONE,
+        }
+    }
+}
+
+/// Finds the plain frames in front. Returns the first chain that is none.
+#[inline(always)]
+pub(crate) fn plain_frames<'m, L: Layout>(
+    layout: &'m L,
+    features: &RingFeatures,
+    entries: &[L::Entry],
+    plain: &mut PlainFrames<'m>, // returned, a KiB would be copied
+) -> Option<Head> {
+    let (mut memory, mut rest, table) = (Translator::new(layout.map()), entries.iter(), layout.table());
+    let shape = Shape::new(features);
+    loop {
+        // A loop without calls.
+        let head = 'run: {
+            for entry in rest.by_ref() {
+                let head = L::head(table, *entry);
+                let found = plain_frame(&head, shape, |gpa, len| memory.slice_nearby(gpa, len));
+                let Some(found) = found else { break 'run head };
+                plain.push(found, shape);
+            }
+            return None;
+        };
+        match plain_frame(&head, shape, |gpa, len| memory.slice(gpa, len)) {
+            Some(found) => plain.push(found, shape),
+            None => return Some(head),
+        }
+    }
+}
+
+/// Header and frame of a chain of one direct descriptor, if the frame fits one buffer.
 #[inline(always)]
 fn plain_frame<'m>(
     head: &Head,
-    features: &RingFeatures,
-    memory: &mut Translator<'m>,
-) -> Option<GuestSlice<'m>> {
+    Shape { header_bytes, longest, .. }: Shape,
+    translate: impl FnOnce(Gpa, u32) -> Option<GuestSlice<'m>>,
+) -> Option<(GuestSlice<'m>, GuestSlice<'m>)> {
     let descriptor = &head.first;
-    let frame_bytes = (descriptor.len as usize).wrapping_sub(features.header_bytes);
-    let longest = DATA_ROOM.min(features.max_frame_bytes);
+    let frame_bytes = (descriptor.len as usize).checked_sub(header_bytes)?;
     let plain = descriptor.flags & (F_NEXT | F_INDIRECT | F_WRITE) == 0;
     if !plain || frame_bytes < MIN_FRAME_BYTES || frame_bytes > longest {
         return None;
     }
-    memory.slice(Gpa(descriptor.addr), descriptor.len)
+    translate(Gpa(descriptor.addr), descriptor.len)?.split(header_bytes, frame_bytes)
 }
 
-/// Asks for the lines that will be read first: the frame's, and the header's only from a guest whose headers mean
-/// something. The header ends where the frame's first line starts in all drivers that align their buffers.
+/// Copies frames, which are no longer than a buffer, to the end of `out`: how many there were buffers for, and their bytes.
 #[inline(always)]
-fn prefetch_plain(chain: &GuestSlice<'_>, features: &RingFeatures) {
-    if features.from_guest != Offloads::NONE {
-        chain.prefetch();
+fn copy_frames(frames: &[GuestSlice<'_>], pool: &mut PoolCache, out: &mut Burst) -> (usize, usize) {
+    let (first, mut bytes, mut some_left) = (out.len(), 0, false);
+    // A loop without calls.
+    let n = pool.alloc_each(frames, out, |packet, frame| {
+        bytes += frame.len();
+        some_left |= !frame.put_short_into(packet);
+    });
+    if some_left {
+        for (packet, frame) in out[first..].iter_mut().zip(frames).filter(|(packet, _)| packet.len() == 0) {
+            frame.append_to(packet, frame.len());
+        }
     }
-    chain.skip(features.header_bytes).prefetch();
+    (n, bytes)
 }
 
 /// Copies the bytes of `slices` from `skip` on into a new chain of buffers; `None` when the pool runs out.

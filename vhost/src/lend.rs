@@ -7,15 +7,13 @@
 //! buffer, without work left undone. Their bytes are never looked at here; of the header in front only a private copy is.
 
 use arrayvec::ArrayVec;
-use spp_drivers::offload::Offloads;
 use spp_drivers::port::TxQueue;
 use spp_drivers::{BURST, LentFrame};
 
-use crate::from_guest::{Taken, give_back, plain_frames};
-use crate::memory::GuestSlice;
+use crate::from_guest::{PlainFrames, Taken, give_back, plain_frames};
 use crate::net_hdr;
-use crate::vring::walk::{Heads, Layout, Queue};
-use crate::vring::{RingFault, RingFeatures};
+use crate::vring::RingFault;
+use crate::vring::walk::{Entries, Layout, Queue};
 
 /// Has `to` send up to a burst from the front of the ring, and gives back what it took. `None` when there are chains, but
 /// `to` took none, or the first is no plain frame.
@@ -23,14 +21,14 @@ use crate::vring::{RingFault, RingFeatures};
 pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Result<Option<Taken>, RingFault> {
     ring.look()?;
     let Queue { layout, place, features, .. } = ring;
-    let mut heads = Heads::new();
-    layout.heads(place, BURST, &mut heads)?;
-    if heads.is_empty() {
+    let mut entries = Entries::<L>::new();
+    layout.entries(place, BURST, &mut entries)?;
+    if entries.is_empty() {
         return Ok(Some(Taken::default()));
     }
-    let mut chains = ArrayVec::new();
-    plain_frames(layout.map(), features, &heads, &mut chains);
-    let loan = loan(&chains, features);
+    let mut plain = PlainFrames::default();
+    plain_frames(layout, features, &entries, &mut plain);
+    let loan = loan(&plain);
     if loan.is_empty() {
         return Ok(None);
     }
@@ -40,22 +38,15 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     }
     let bytes = loan[..n_frames].iter().map(|frame| frame.len() as u64).sum();
     // What was lent can be given back once nobody has it any more: the compiler sees to that.
-    drop((loan, chains));
-    give_back(ring, &heads[..n_frames]);
+    drop((loan, plain));
+    give_back(ring, &entries[..n_frames]);
     Ok(Some(Taken { n_frames, bytes, called: ring.publish() }))
 }
 
-/// The frames of `chains` behind their headers, up to the first whose header asks for work. From a guest that negotiated
-/// none the header means nothing, and is not read.
+/// The frames up to the first whose header asks for work.
 #[inline(always)]
-fn loan<'m>(chains: &[GuestSlice<'m>], features: &RingFeatures) -> ArrayVec<LentFrame<'m>, BURST> {
-    let mut loan = ArrayVec::new();
-    for chain in chains {
-        let may_ask = features.from_guest != Offloads::NONE;
-        if may_ask && !net_hdr::from_guest(std::slice::from_ref(chain)).is_nothing() {
-            break;
-        }
-        loan.push(chain.skip(features.header_bytes).lend());
-    }
-    loan
+fn loan<'m>(plain: &PlainFrames<'m>) -> ArrayVec<LentFrame<'m>, BURST> {
+    let asks = |header: &_| !net_hdr::from_guest(std::slice::from_ref(header)).is_nothing();
+    let n = plain.headers.iter().position(asks).unwrap_or(plain.frames.len());
+    plain.frames.iter().take(n).map(|frame| frame.lend()).collect()
 }

@@ -15,7 +15,7 @@ use spp_drivers::LentFrame;
 use spp_drivers::dma::PacketBuf;
 use spp_drivers::fault::{self, Fill, Guard};
 
-use crate::copy::{copy, copy_between_guests, prefetch_write};
+use crate::copy::{copy, copy_between_guests, copy_short, copy_short_between_guests, prefetch_write};
 use crate::vring::layout::DESCRIPTOR_BYTES;
 
 /// Most regions one guest may share. QEMU with memory slots shares one per DIMM.
@@ -272,12 +272,19 @@ impl<'m> Translator<'m> {
         Translator { map, last: map.rows.last().copied().unwrap_or(Row::NONE) }
     }
 
+    /// As [`slice`](Self::slice), but only in the region of the last hit: no call, for loops without any.
+    #[inline(always)]
+    pub fn slice_nearby(&self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
+        let host = self.last.translate(gpa, len)?;
+        Some(GuestSlice { host, len, map: PhantomData })
+    }
+
     /// The guest's bytes [gpa, gpa + len), when one region holds them all. `None` for a range that
     /// wraps around, leaves its region, or lies in none.
     #[inline(always)]
     pub fn slice(&mut self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
-        if let Some(host) = self.last.translate(gpa, len) {
-            return Some(GuestSlice { host, len, map: PhantomData });
+        if let Some(slice) = self.slice_nearby(gpa, len) {
+            return Some(slice);
         }
         // Not by a method of self: then self, which lives as long as a burst, can live in registers.
         self.last = self.map.find(gpa, len)?;
@@ -318,6 +325,20 @@ impl<'m> GuestSlice<'m> {
         GuestSlice { host, len: self.len - at as u32, map: PhantomData }
     }
 
+    /// The first `at` bytes, and the `n` behind them; `None` when there are fewer. One check for what would be one each
+    /// for header and frame.
+    #[inline(always)]
+    pub fn split(&self, at: usize, n: usize) -> Option<(GuestSlice<'m>, GuestSlice<'m>)> {
+        let behind = self.len().checked_sub(at)?;
+        if n > behind {
+            return None;
+        }
+        // SAFETY: at <= len, so the pointer stays within the region or one past its end.
+        let host = unsafe { self.host.add(at) };
+        let front = GuestSlice { host: self.host, len: at as u32, map: PhantomData };
+        Some((front, GuestSlice { host, len: n as u32, map: PhantomData }))
+    }
+
     /// Copies up to `n` bytes from the front behind the data of `packet`; returns how many fitted.
     #[inline(always)]
     pub fn append_to(&self, packet: &mut PacketBuf, n: usize) -> usize {
@@ -332,6 +353,37 @@ impl<'m> GuestSlice<'m> {
         let grown = packet.set_len(old + n);
         debug_assert!(grown.is_ok(), "n is at most the tailroom");
         n
+    }
+
+    /// Copies all of this slice into an empty `packet`, if it fits and [takes no call](copy_short). False, and nothing done,
+    /// if not.
+    #[inline(always)]
+    pub fn put_short_into(&self, packet: &mut PacketBuf) -> bool {
+        let n = self.len();
+        if packet.len() != 0 || n > packet.tailroom() {
+            return false;
+        }
+        // SAFETY: as in append_to.
+        if !unsafe { copy_short(self.host, packet.data_ptr(), n) } {
+            return false;
+        }
+        packet.set_len(n).is_ok()
+    }
+
+    /// Copies `from` to the front of this slice, if all of it fits and [takes no call](copy_short). False, and nothing done, if
+    /// not.
+    #[inline(always)]
+    pub fn write_short(&self, from: &[u8]) -> bool {
+        // SAFETY: as in write, and the length was looked at.
+        from.len() <= self.len() && unsafe { copy_short(NonNull::from(from).cast(), self.host, from.len()) }
+    }
+
+    /// As [`write_short`](Self::write_short), a lent frame.
+    #[inline(always)]
+    pub(crate) fn write_short_lent(&self, frame: &LentFrame<'_>) -> bool {
+        let n = frame.len();
+        // SAFETY: as in write_lent, and the length was looked at.
+        n <= self.len() && unsafe { copy_short_between_guests(frame.start(), self.host, n) }
     }
 
     /// Copies `from` to the front of this slice, as much as fits; returns how many bytes.
@@ -361,12 +413,12 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
-    /// Makes the first `n` bytes (at most 12) of two words, little-endian, stand at the front, as much as fits. What stands
+    /// Makes two words, little-endian, stand in a slice of 12 bytes, or of a legacy driver's 10. What stands
     /// there already is not written again: a guest that uses a buffer in turns for both directions then keeps its copy of the
     /// line (a fifth to a quarter more packets with DPDK's driver as guest; docs/performance.md).
     #[inline(always)]
-    pub(crate) fn write_words(&self, front: u64, back: u32, n: usize) {
-        if n == 12 && self.len() >= n {
+    pub(crate) fn write_words(&self, front: u64, back: u32) {
+        if self.len() == size_of::<HeaderWords>() {
             let words = self.host.as_ptr().cast::<HeaderWords>();
             let wanted = HeaderWords(front.to_le(), back.to_le());
             // SAFETY: 12 bytes mapped while the map is borrowed, HeaderWords has no alignment; volatile, as the guest may write.
@@ -375,9 +427,10 @@ impl<'m> GuestSlice<'m> {
                 // SAFETY: as above, no reference to them exists.
                 unsafe { words.write(wanted) };
             }
-        } else {
-            let bytes: [u8; 16] = (u128::from(front) | u128::from(back) << 64).to_le_bytes();
-            self.write(&bytes[..n.min(12)]);
+        } else if self.len() == size_of::<LegacyWords>() {
+            let wanted = LegacyWords(front.to_le(), (back as u16).to_le());
+            // SAFETY: 10 bytes mapped while the map is borrowed, LegacyWords has no alignment; no reference to them exists.
+            unsafe { self.host.as_ptr().cast::<LegacyWords>().write(wanted) };
         }
     }
 
@@ -391,10 +444,10 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
-    /// Asks the CPU to fetch the first line.
+    /// Asks the CPU to fetch the line of byte `at`.
     #[inline(always)]
-    pub fn prefetch(&self) {
-        let line = self.host.as_ptr().cast::<i8>();
+    pub fn prefetch(&self, at: usize) {
+        let line = self.host.as_ptr().wrapping_add(at).cast::<i8>();
         // SAFETY: a prefetch has no effect but on caches, for any address.
         unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line) }
     }
@@ -420,6 +473,10 @@ impl<'m> GuestSlice<'m> {
 #[derive(Clone, Copy, PartialEq)]
 #[repr(C, packed)]
 struct HeaderWords(u64, u32);
+
+/// A legacy driver's header at any address.
+#[repr(C, packed)]
+struct LegacyWords(u64, u16);
 
 /// Two words at any address.
 #[derive(Clone, Copy)]

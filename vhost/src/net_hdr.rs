@@ -48,10 +48,14 @@ impl Header {
 /// that takes frames with checksums undone (GUEST_CSUM in `takes`) is also told of those a NIC has checked.
 #[inline(always)]
 pub fn to_guest(packet: &PacketBuf, n_buffers: u16, takes: Offloads) -> Header {
-    // One test of two bits, for the many frames with nothing to say.
-    let silent = !packet.has_offload() && !packet.is_verified();
-    let known = if silent { Header::NOTHING } else { what_is_known(packet, takes) };
+    let known = if is_silent(packet) { Header::NOTHING } else { what_is_known(packet, takes) };
     Header { back: known.back | u32::from(n_buffers) << 16, ..known }
+}
+
+/// True for the many frames with nothing to say: one test of two bits.
+#[inline(always)]
+pub fn is_silent(packet: &PacketBuf) -> bool {
+    !packet.has_offload() && !packet.is_verified()
 }
 
 /// What the frame's receiver is left to do, or need not do again.

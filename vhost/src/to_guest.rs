@@ -22,8 +22,8 @@ use crate::memory::{Gpa, GuestSlice, Translator};
 use crate::net_hdr;
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
-use crate::vring::walk::{Head, Heads, Layout, Queue, Used, for_layout};
-use crate::vring::{MAX_PAIRS, Plain, RingFault, RingFeatures, fill, fill_plain, work_is_taken};
+use crate::vring::walk::{Entries, Head, Layout, Place, Queue, Used, for_layout};
+use crate::vring::{MAX_PAIRS, Plain, RingFault, RingFeatures, fill, fill_plain, fill_short, work_is_taken};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -236,50 +236,108 @@ fn send_plain<L: Layout, F: Plain>(ring: &mut Queue<L>, from: &[F]) -> Result<(u
     if !from.first().is_some_and(|frame| frame.may_go(features.to_guest)) {
         return Ok((0, 0));
     }
-    let mut heads = Heads::new();
-    layout.heads(place, from.len(), &mut heads)?;
-    let mut memory = Translator::new(layout.map());
-    let mut slots: ArrayVec<GuestSlice<'_>, BURST> = ArrayVec::new();
-    for (head, frame) in heads.iter().zip(from) {
-        let Some(slot) = plain_slot(head, features, &mut memory, frame) else { break };
-        // The header's line, which most often stays as it is, and the frame's: buffers are aligned for one of them.
-        slot.prefetch();
-        slot.prefetch_write(features.header_bytes);
-        frame.prefetch();
-        slots.push(slot);
-    }
-    let mut bytes = 0;
-    for (slot, frame) in slots.iter().zip(from) {
-        fill_plain(slot, frame.header(features.to_guest), features.header_bytes, frame);
-        bytes += frame.len() as u64;
-    }
+    let mut entries = Entries::<L>::new();
+    layout.entries(place, from.len(), &mut entries)?;
+    let mut slots = ArrayVec::new();
+    plain_slots(layout, features, &entries, from, &mut slots);
+    let bytes = fill_slots(layout, place, features, (&entries, &slots, from));
     if let Some(log) = log {
         let written = slots.iter().zip(from);
         written.for_each(|(slot, frame)| {
             log.wrote(layout.map(), &[*slot], features.header_bytes + frame.len());
         });
     }
-    let used = heads.iter().zip(from).take(slots.len());
-    let used = used.map(|(head, frame)| head.used((features.header_bytes + frame.len()) as u32));
-    layout.complete(place, used);
     Ok((slots.len(), bytes))
 }
 
-/// The one descriptor of a chain, if the frame fits it.
+/// Finds room for the frames in front. What will be read and written first is on its way then.
+#[inline(always)]
+fn plain_slots<'m, L: Layout, F: Plain>(
+    layout: &'m L,
+    features: &RingFeatures,
+    entries: &[L::Entry],
+    from: &[F],
+    slots: &mut ArrayVec<GuestSlice<'m>, BURST>, // returned, half a KiB would be copied
+) {
+    // In registers, for a loop.
+    let &RingFeatures { header_bytes, max_frame_bytes, to_guest, .. } = features;
+    let mut push = |slot: GuestSlice<'m>, frame: &F| {
+        // The header's line, which most often stays as it is, and the frame's: buffers are aligned for one of them.
+        slot.prefetch(0);
+        slot.prefetch_write(header_bytes);
+        frame.prefetch();
+        slots.try_push(slot).is_ok()
+    };
+    let (mut memory, mut rest, table) =
+        (Translator::new(layout.map()), entries.iter().zip(from), layout.table());
+    loop {
+        // A loop without calls.
+        let (head, frame) = 'run: {
+            for (entry, frame) in rest.by_ref() {
+                let head = L::head(table, *entry);
+                if frame.is_plain() && frame.len() <= max_frame_bytes {
+                    let bytes = header_bytes + frame.len();
+                    let slot = plain_slot(&head, bytes, |gpa, len| memory.slice_nearby(gpa, len));
+                    if let Some(slot) = slot {
+                        if !push(slot, frame) {
+                            return;
+                        }
+                        continue;
+                    }
+                }
+                break 'run (head, frame);
+            }
+            return;
+        };
+        if !frame.may_go(to_guest) || frame.len() > max_frame_bytes {
+            return;
+        }
+        let slot = plain_slot(&head, header_bytes + frame.len(), |gpa, len| memory.slice(gpa, len));
+        if !slot.is_some_and(|slot| push(slot, frame)) {
+            return;
+        }
+    }
+}
+
+/// The one descriptor of a chain, if it has room for so many bytes.
 #[inline(always)]
 fn plain_slot<'m>(
     head: &Head,
-    features: &RingFeatures,
-    memory: &mut Translator<'m>,
-    frame: &impl Plain,
+    n_bytes: usize,
+    translate: impl FnOnce(Gpa, u32) -> Option<GuestSlice<'m>>,
 ) -> Option<GuestSlice<'m>> {
     let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    let fits = head.first.len as usize >= frame.len() + features.header_bytes
-        && frame.len() <= features.max_frame_bytes;
-    if !plain || !fits || !frame.may_go(features.to_guest) {
+    if !plain || (head.first.len as usize) < n_bytes {
         return None;
     }
-    memory.slice(Gpa(head.first.addr), head.first.len)
+    translate(Gpa(head.first.addr), head.first.len)
+}
+
+/// Writes frames into their slots, and the used elements as it goes. Returns the frames' bytes.
+#[inline(always)]
+fn fill_slots<L: Layout, F: Plain>(
+    layout: &L,
+    place: &mut Place,
+    &RingFeatures { header_bytes, to_guest, .. }: &RingFeatures,
+    (entries, slots, from): (&[L::Entry], &[GuestSlice<'_>], &[F]),
+) -> u64 {
+    let (mut bytes, mut left) = (0, 0u32);
+    // A loop without calls.
+    let used = entries.iter().zip(slots).zip(from).enumerate().map(|(i, ((entry, slot), frame))| {
+        let n = frame.len();
+        if !fill_short(slot, header_bytes, frame) {
+            left |= 1 << i;
+        }
+        bytes += n as u64;
+        L::used(*entry, (header_bytes + n) as u32)
+    });
+    layout.complete(place, used);
+    while left != 0 {
+        let i = left.trailing_zeros() as usize;
+        fill_plain(&slots[i], from[i].header(to_guest), header_bytes, &from[i]);
+        left &= left - 1;
+    }
+    bytes
 }
 
 /// How one frame ended.

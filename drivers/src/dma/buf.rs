@@ -472,7 +472,13 @@ impl PacketBuf {
     /// Neither chained nor shared: freeing it is returning its slot.
     #[inline(always)]
     pub(super) fn frees_alone(&self) -> bool {
-        self.slot_flags() & (CHAINED | SHARED) == 0
+        Self::all_free_alone(self.slot_flags())
+    }
+
+    /// As [`frees_alone`](Self::frees_alone), of several packets: their flags or'ed together.
+    #[inline(always)]
+    pub(super) fn all_free_alone(flags: u32) -> bool {
+        flags & (CHAINED | SHARED) == 0
     }
 
     /// Ends this handle. True: its slot is to be returned, and what was chained behind it is in `rest`.

@@ -246,6 +246,30 @@ impl PoolCache {
         n - left
     }
 
+    /// As [`alloc_burst`](Self::alloc_burst), a buffer for each of `items`, but not more than `out` has room for. `fill` puts
+    /// something into it, before it goes to `out`: one pass, in which a packet is two registers.
+    #[inline(always)]
+    pub fn alloc_each<T>(
+        &mut self,
+        items: &[T],
+        out: &mut Burst,
+        mut fill: impl FnMut(&mut PacketBuf, &T),
+    ) -> usize {
+        let (items, pool) = (&items[..items.len().min(out.room())], self.owner.0);
+        let (mut n, mut end) = (0, out.end());
+        while n < items.len() && self.at_hand() > 0 {
+            let slots = self.loaded.stock().take_top(items.len() - n);
+            for (&slot, item) in slots.iter().zip(&items[n..]) {
+                let mut packet = PacketBuf::new(pool, slot, HEADROOM as u16);
+                fill(&mut packet, item);
+                let pushed = end.push(packet);
+                debug_assert!(pushed.is_ok(), "there is room");
+            }
+            n += slots.len();
+        }
+        n
+    }
+
     /// Buffers that can be taken without asking the pool: none only when it is exhausted.
     #[inline(always)]
     pub fn at_hand(&mut self) -> usize {
@@ -298,8 +322,13 @@ impl PoolCache {
     #[inline(always)]
     pub fn free_front(&mut self, burst: &mut Burst, n: usize) {
         let pool = self.owner.0;
-        let plain = burst[..n].iter().all(|packet| packet.frees_alone() && packet.pool() == pool);
-        if plain && self.loaded.room() >= n {
+        // Without branches: 2 instructions a packet fewer than a loop that ends at the first odd one.
+        let (mut flags, mut others) = (0, 0);
+        for packet in &burst[..n] {
+            flags |= packet.slot_flags();
+            others |= packet.pool().addr().get() ^ pool.addr().get();
+        }
+        if PacketBuf::all_free_alone(flags) && others == 0 && self.loaded.room() >= n {
             let fits = self.loaded.push_all(burst.take_front(n).map(PacketBuf::into_slot));
             debug_assert!(fits, "there is room for these");
         } else {

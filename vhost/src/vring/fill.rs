@@ -12,20 +12,31 @@ use crate::net_hdr::{self, Header};
 pub(crate) trait Plain {
     /// Its bytes, if it is in one piece.
     fn len(&self) -> usize;
+    /// True when it is in one piece and needs no work.
+    fn is_plain(&self) -> bool;
     /// True when it is in one piece and needs no work but what is done by a guest that does `to_guest`.
     fn may_go(&self, to_guest: Offloads) -> bool;
     /// Asks the CPU to fetch its first line.
     fn prefetch(&self);
+    /// True when there is nothing to say in front of it.
+    fn is_silent(&self) -> bool;
     /// What stands in front of it.
     fn header(&self, to_guest: Offloads) -> Header;
     /// Copies it to the front of a buffer that is known to be long enough.
     fn write_to(&self, buffer: &GuestSlice<'_>);
+    /// The same, if it takes no call; false if it does.
+    fn write_short_to(&self, buffer: &GuestSlice<'_>) -> bool;
 }
 
 impl Plain for PacketBuf {
     #[inline(always)]
     fn len(&self) -> usize {
         PacketBuf::len(self)
+    }
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        PacketBuf::is_plain(self)
     }
 
     #[inline(always)]
@@ -39,6 +50,11 @@ impl Plain for PacketBuf {
     }
 
     #[inline(always)]
+    fn is_silent(&self) -> bool {
+        net_hdr::is_silent(self)
+    }
+
+    #[inline(always)]
     fn header(&self, to_guest: Offloads) -> Header {
         net_hdr::to_guest(self, 1, to_guest)
     }
@@ -47,12 +63,22 @@ impl Plain for PacketBuf {
     fn write_to(&self, buffer: &GuestSlice<'_>) {
         buffer.write(self.data());
     }
+
+    #[inline(always)]
+    fn write_short_to(&self, buffer: &GuestSlice<'_>) -> bool {
+        buffer.write_short(self.data())
+    }
 }
 
 impl Plain for LentFrame<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
         LentFrame::len(self)
+    }
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -65,6 +91,11 @@ impl Plain for LentFrame<'_> {
     fn prefetch(&self) {}
 
     #[inline(always)]
+    fn is_silent(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn header(&self, _to_guest: Offloads) -> Header {
         Header::in_one_buffer()
     }
@@ -72,6 +103,11 @@ impl Plain for LentFrame<'_> {
     #[inline(always)]
     fn write_to(&self, buffer: &GuestSlice<'_>) {
         buffer.write_lent(self);
+    }
+
+    #[inline(always)]
+    fn write_short_to(&self, buffer: &GuestSlice<'_>) -> bool {
+        buffer.write_short_lent(self)
     }
 }
 
@@ -81,11 +117,27 @@ pub(crate) fn work_is_taken(packet: &PacketBuf, to_guest: Offloads) -> bool {
     !packet.has_offload() || packet.offload().is_none_or(|work| to_guest.contains(work.needs()))
 }
 
-/// Writes the first `header_bytes` of `header`, then the frame, into a buffer that is known to be long enough.
+/// Writes the first `header_bytes` of `header`, and the frame, into a buffer that is known to be long enough.
 #[inline(always)]
 pub(crate) fn fill_plain(buffer: &GuestSlice<'_>, header: Header, header_bytes: usize, frame: &impl Plain) {
-    buffer.write_words(header.front, header.back, header_bytes);
-    frame.write_to(&buffer.skip(header_bytes));
+    let Some((front, back)) = buffer.split(header_bytes, frame.len()) else {
+        debug_assert!(false, "the caller has seen to its length");
+        return;
+    };
+    frame.write_to(&back);
+    front.write_words(header.front, header.back);
+}
+
+/// As [`fill_plain`], without a call: nearly all frames, but long ones. False, and nothing done, for the others.
+#[inline(always)]
+pub(crate) fn fill_short(buffer: &GuestSlice<'_>, header_bytes: usize, frame: &impl Plain) -> bool {
+    let Some((front, back)) = buffer.split(header_bytes, frame.len()) else { return false };
+    let filled = frame.is_silent() && frame.write_short_to(&back);
+    if filled {
+        let Header { front: first, back: last } = Header::in_one_buffer();
+        front.write_words(first, last);
+    }
+    filled
 }
 
 /// As [`fill_plain`], a frame of any shape into buffers that are known to be long enough together.

@@ -4,6 +4,7 @@
 //! Every access is one volatile or atomic load or store of one field, and every index is masked
 //! to the ring's size here, so the walkers above are safe code. Owned by one thread at a time.
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -43,6 +44,78 @@ pub struct SplitMemory {
 
 // SAFETY: the pointers lead into mappings that `map` keeps alive.
 unsafe impl Send for SplitMemory {}
+
+/// The descriptor table for a loop. The compiler takes each volatile access for one that might change anything, and would load
+/// pointer and mask again after it: here they are in registers.
+#[derive(Clone, Copy)]
+pub struct DescTable<'r> {
+    desc: NonNull<u64>,
+    mask: u16,
+    ring: PhantomData<&'r SplitMemory>,
+}
+
+impl DescTable<'_> {
+    /// Descriptor `index`, masked to the table, each word read once.
+    #[inline(always)]
+    pub fn descriptor(self, index: u16) -> Descriptor {
+        // SAFETY: the table was translated for size descriptors of two words each, and index is masked.
+        let at = unsafe { self.desc.add(2 * usize::from(index & self.mask)) };
+        // SAFETY: mapped and aligned; volatile, since the guest may write it.
+        let addr = unsafe { at.read_volatile() };
+        // SAFETY: the second word of the same descriptor.
+        let rest_at = unsafe { at.add(1) };
+        // SAFETY: as for the first.
+        let rest = unsafe { rest_at.read_volatile() };
+        Descriptor::from_words([addr, rest])
+    }
+
+    /// Asks the CPU to fetch a descriptor. `index` need not be one of the table: a hint needs no mask.
+    #[inline(always)]
+    pub fn prefetch(self, index: u16) {
+        let at = self.desc.as_ptr().wrapping_add(2 * usize::from(index)).cast::<i8>();
+        // SAFETY: a prefetch has no effect but on caches, for any address.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at) }
+    }
+}
+
+/// The used elements for a loop, as [`DescTable`].
+#[derive(Clone, Copy)]
+pub struct UsedRing<'r> {
+    used: NonNull<u16>,
+    mask: u16,
+    ring: PhantomData<&'r SplitMemory>,
+}
+
+impl UsedRing<'_> {
+    /// Writes the used element for the free-running index `idx`; not visible before
+    /// [`publish_used`](SplitMemory::publish_used).
+    #[inline(always)]
+    pub fn write(self, idx: u16, head: u16, len: u32) {
+        let element = u64::from(head) | u64::from(len) << 32;
+        // SAFETY: the ring was translated for size elements behind two words, and idx is masked.
+        let slot = unsafe { self.used.add(2 + 4 * usize::from(idx & self.mask)) };
+        // SAFETY: mapped and the guest's; 4-byte aligned at least, written as one unaligned store.
+        unsafe { slot.as_ptr().cast::<u64>().write_unaligned(element.to_le()) };
+    }
+}
+
+/// Available entries that lie one behind the other. Each is read once by whoever iterates.
+pub struct AvailRun<'r>(&'r [AtomicU16]);
+
+impl<'r> AvailRun<'r> {
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)]
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The heads, not checked.
+    #[inline(always)]
+    pub fn heads(&self) -> impl Iterator<Item = u16> + use<'r> {
+        self.0.iter().map(|entry| u16::from_le(entry.load(Ordering::Relaxed)))
+    }
+}
 
 impl SplitMemory {
     /// Translates a ring of `size` descriptors (a power of two). `None` when a part is not
@@ -111,6 +184,24 @@ impl SplitMemory {
         u16::from_le(self.avail_word(2 + usize::from(idx & self.mask)).load(Ordering::Relaxed))
     }
 
+    /// The `n` (at most the ring's size) available entries from the free-running index `idx` on, in two pieces, of which
+    /// the second is mostly empty: a loop over a piece needs no mask, and takes 9 instructions an entry, not 13. Not checked.
+    #[inline(always)]
+    pub fn avail_runs(&self, idx: u16, n: usize) -> [AvailRun<'_>; 2] {
+        let first = usize::from(idx & self.mask);
+        let n = n.min(usize::from(self.size()));
+        let to_end = n.min(usize::from(self.size()) - first);
+        let run = |at: usize, n: usize| {
+            debug_assert!(at + n <= 2 + usize::from(self.size()));
+            // SAFETY: the entries lie behind two words, and there are size of them.
+            let start = unsafe { self.avail.add(at) };
+            // SAFETY: at + n <= 2 + size words were translated, aligned and mapped while self lives; atomics may change
+            // under a shared reference.
+            AvailRun(unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<AtomicU16>(), n) })
+        };
+        [run(2 + first, to_end), run(2, n - to_end)]
+    }
+
     /// True when the driver asked for no calls (without EVENT_IDX).
     #[inline(always)]
     pub fn wants_no_calls(&self) -> bool {
@@ -128,14 +219,16 @@ impl SplitMemory {
         u16::from_le(self.used_word(1).load(Ordering::Relaxed))
     }
 
-    /// Writes the used element for the free-running index `idx`; not visible before [`publish_used`](Self::publish_used).
+    /// Where used elements go.
     #[inline(always)]
-    pub fn write_used(&self, idx: u16, head: u16, len: u32) {
-        let element = u64::from(head) | u64::from(len) << 32;
-        // SAFETY: the ring was translated for size elements behind two words, and idx is masked.
-        let slot = unsafe { self.used.add(2 + 4 * usize::from(idx & self.mask)) };
-        // SAFETY: mapped and the guest's; 4-byte aligned at least, written as one unaligned store.
-        unsafe { slot.as_ptr().cast::<u64>().write_unaligned(element.to_le()) };
+    pub fn used_ring(&self) -> UsedRing<'_> {
+        UsedRing { used: self.used, mask: self.mask, ring: PhantomData }
+    }
+
+    /// Where descriptors are.
+    #[inline(always)]
+    pub fn desc_table(&self) -> DescTable<'_> {
+        DescTable { desc: self.desc, mask: self.mask, ring: PhantomData }
     }
 
     /// Makes all used elements before `idx` visible to the driver.
@@ -159,20 +252,6 @@ impl SplitMemory {
         self.used_word(event).store(idx.to_le(), Ordering::Relaxed);
     }
 
-    /// Descriptor `index`, masked to the table, each word read once.
-    #[inline(always)]
-    pub fn descriptor(&self, index: u16) -> Descriptor {
-        // SAFETY: the table was translated for size descriptors of two words each, and index is masked.
-        let at = unsafe { self.desc.add(2 * usize::from(index & self.mask)) };
-        // SAFETY: mapped and aligned; volatile, since the guest may write it.
-        let addr = unsafe { at.read_volatile() };
-        // SAFETY: the second word of the same descriptor.
-        let rest_at = unsafe { at.add(1) };
-        // SAFETY: as for the first.
-        let rest = unsafe { rest_at.read_volatile() };
-        Descriptor::from_words([addr, rest])
-    }
-
     /// Asks the CPU to fetch the line of an available entry.
     #[inline(always)]
     pub fn prefetch_avail(&self, idx: u16) {
@@ -185,13 +264,5 @@ impl SplitMemory {
     #[inline(always)]
     pub fn prefetch_used(&self, idx: u16) {
         prefetch_write(self.used.as_ptr().wrapping_add(2 + 4 * usize::from(idx & self.mask)).cast());
-    }
-
-    /// Asks the CPU to fetch a descriptor.
-    #[inline(always)]
-    pub fn prefetch_descriptor(&self, index: u16) {
-        let at = self.desc.as_ptr().wrapping_add(2 * usize::from(index & self.mask)).cast::<i8>();
-        // SAFETY: a prefetch has no effect but on caches, for any address.
-        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at) }
     }
 }

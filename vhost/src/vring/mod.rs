@@ -10,7 +10,7 @@ mod split;
 pub(crate) mod walk;
 
 pub use call::CallFd;
-pub(crate) use fill::{Plain, fill, fill_plain, work_is_taken};
+pub(crate) use fill::{Plain, fill, fill_plain, fill_short, work_is_taken};
 pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
 pub use walk::{Ring, RingMemory};
 

@@ -10,7 +10,7 @@ use super::RingFault;
 use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, F_WRITE};
 use super::packed_layout::{EVENT_DESC, EVENT_DISABLE, F_AVAIL, F_USED, PackedMemory, State};
-use super::walk::{Head, Heads, Layout, Place, Used};
+use super::walk::{Entries, Head, Layout, Place, Used};
 use crate::dirty::RingLog;
 use crate::memory::{Gpa, GuestMap, Translator};
 
@@ -25,6 +25,18 @@ const WRAP: u16 = 1 << 15;
 
 /// A fresh ring: both wrap counters 1, both slots 0.
 pub const FIRST_BASE: u32 = 0x8000_8000;
+
+/// A chain in the ring.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    /// Where its first buffer is.
+    addr: u64,
+    /// Length and flags of its first descriptor; its id is the chain's.
+    state: State,
+    /// Slot of the first descriptor.
+    slot: u16,
+    n_slots: u16,
+}
 
 impl PackedMemory {
     /// `n` (at most the ring's size) descriptors behind `at`.
@@ -47,12 +59,12 @@ impl PackedMemory {
     /// Appends chains of one descriptor, up to `max`, to the first that is none, is not available or lies behind the end
     /// of the ring: nearly all there are. Returns how many.
     #[inline(always)]
-    fn single_heads(&self, at: u16, max: usize, heads: &mut Heads) -> u16 {
+    fn single_entries(&self, at: u16, max: usize, entries: &mut Entries<Self>) -> u16 {
         let (slot, size) = (at & !WRAP, self.size());
         let n = max.min(usize::from(size - slot)) as u16;
         let wanted = self.wanted(at);
-        for i in 0..n {
-            let (state, at) = (self.state(slot + i), slot + i);
+        for (i, desc) in (0..n).zip(self.run(slot, n)) {
+            let (state, slot) = (desc.state(), slot + i);
             // The faults among them are found by who looks closer.
             if state.flags() & (F_AVAIL | F_USED | F_NEXT) != wanted || state.id() >= size {
                 return i;
@@ -63,7 +75,9 @@ impl PackedMemory {
                     .step_by(PER_LINE)
                     .for_each(|ahead| self.prefetch(slot + ahead as u16));
             }
-            heads.push(Head { first: state.descriptor(self.buffer(at)), id: state.id(), at, n_slots: 1 });
+            if entries.try_push(Entry { addr: desc.buffer(), state, slot, n_slots: 1 }).is_err() {
+                return i;
+            }
         }
         n
     }
@@ -75,9 +89,15 @@ impl PackedMemory {
         if at & WRAP != 0 { F_AVAIL } else { F_USED }
     }
 
+    /// The flags of a descriptor used in a lap with this wrap counter: both bits are the wrap counter (virtio 1.2, 2.8.1).
+    #[inline(always)]
+    fn turn(wrap: u16) -> u16 {
+        if wrap != 0 { F_AVAIL | F_USED } else { 0 }
+    }
+
     /// The chain that starts at `at` with descriptor `first`.
     #[inline(always)]
-    fn chain_at(&self, at: u16, first: State) -> Result<Head, RingFault> {
+    fn chain_at(&self, at: u16, first: State) -> Result<Entry, RingFault> {
         let (mut last, mut n_slots) = (first, 1);
         if first.flags() & F_NEXT != 0 {
             (last, n_slots) = self.find_end(at)?;
@@ -86,7 +106,7 @@ impl PackedMemory {
             return Err(self.blame(RingFault::IdOutside));
         }
         let slot = at & !WRAP;
-        Ok(Head { first: first.descriptor(self.buffer(slot)), id: last.id(), at: slot, n_slots })
+        Ok(Entry { addr: self.buffer(slot), state: first.with_id(last.id()), slot, n_slots })
     }
 
     /// The last descriptor of the chain at `at`, and how many there are. The id is the last one's (virtio 1.2, 2.8.6).
@@ -115,6 +135,9 @@ impl PackedMemory {
 }
 
 impl Layout for PackedMemory {
+    type Entry = Entry;
+    type Table<'r> = ();
+
     #[inline(always)]
     fn map(&self) -> &GuestMap {
         PackedMemory::map(self)
@@ -145,39 +168,52 @@ impl Layout for PackedMemory {
     }
 
     #[inline(always)]
-    fn heads(&self, place: &Place, max: usize, heads: &mut Heads) -> Result<(), RingFault> {
-        let mut n_scanned = self.single_heads(place.avail, max, heads);
+    fn entries(&self, place: &Place, max: usize, entries: &mut Entries<Self>) -> Result<(), RingFault> {
+        let mut n_scanned = self.single_entries(place.avail, max, entries);
         let mut at = self.step(place.avail, n_scanned);
-        while heads.len() < max {
+        while entries.len() < max {
             let Some(first) = self.available(at) else { break };
-            let head = match self.chain_at(at, first) {
-                Ok(head) => head,
+            let entry = match self.chain_at(at, first) {
+                Ok(entry) => entry,
                 // Good chains before it are served first; the next burst meets it again.
-                Err(_) if !heads.is_empty() => break,
+                Err(_) if !entries.is_empty() => break,
                 Err(fault) => return Err(fault),
             };
-            n_scanned += head.n_slots;
+            n_scanned += entry.n_slots;
             // Only a driver that lies has more chains than its ring has room for.
-            if n_scanned > self.size() || n_scanned > SCAN_BUDGET && !heads.is_empty() {
+            if n_scanned > self.size() || n_scanned > SCAN_BUDGET && !entries.is_empty() {
                 break;
             }
-            heads.push(head);
-            at = self.step(at, head.n_slots);
+            entries.push(entry);
+            at = self.step(at, entry.n_slots);
         }
         Ok(())
     }
 
     #[inline(always)]
+    fn table(&self) {}
+
+    #[inline(always)]
+    fn head((): (), Entry { addr, state, slot, n_slots }: Entry) -> Head {
+        Head { first: state.descriptor(addr), id: state.id(), at: slot, n_slots }
+    }
+
+    #[inline(always)]
+    fn used(entry: Entry, len: u32) -> Used {
+        Used { id: entry.state.id(), n_slots: entry.n_slots, len }
+    }
+
+    #[inline(always)]
     fn head_at(&self, place: &Place, cursor: &mut u16) -> Result<Option<Head>, RingFault> {
         let Some(first) = self.available(*cursor) else { return Ok(None) };
-        let head = self.chain_at(*cursor, first)?;
+        let entry = self.chain_at(*cursor, first)?;
         // A driver that lies could make us go round: what lies between here and there is not free again yet.
         let taken = self.distance(place.avail, *cursor).unwrap_or(self.size());
-        if u32::from(taken) + u32::from(head.n_slots) > u32::from(self.size()) {
+        if u32::from(taken) + u32::from(entry.n_slots) > u32::from(self.size()) {
             return Ok(None);
         }
-        *cursor = self.step(*cursor, head.n_slots);
-        Ok(Some(head))
+        *cursor = self.step(*cursor, entry.n_slots);
+        Ok(Some(Self::head((), entry)))
     }
 
     fn gather<'m>(
@@ -209,18 +245,26 @@ impl Layout for PackedMemory {
 
     #[inline(always)]
     fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>) {
-        let mut n_taken = 0;
+        // Slot and wrap counter apart, and what follows from them at hand: a loop in one lap has little to do but to write.
+        let (mut slot, mut wrap, mut n_taken) = (place.used & !WRAP, place.used & WRAP, 0);
+        let (descs, size) = (self.descs(), self.size());
+        let mut turn = Self::turn(wrap);
+        let mut is_held = place.used == place.published;
         for Used { id, n_slots, len } in used {
-            let turn = if place.used & WRAP != 0 { F_AVAIL | F_USED } else { 0 };
             let state = State::new(len, id, turn | if len > 0 { F_WRITE } else { 0 });
-            if place.used == place.published {
-                place.held = state.0;
+            if is_held {
+                (place.held, is_held) = (state.0, false);
             } else {
-                self.write_used(place.used & !WRAP, state);
+                descs.write_used(slot, state);
             }
-            place.used = self.step(place.used, n_slots);
+            slot += n_slots;
             n_taken += n_slots;
+            if slot >= size {
+                (slot, wrap) = (slot - size, wrap ^ WRAP);
+                turn = Self::turn(wrap);
+            }
         }
+        place.used = slot | wrap;
         place.avail = self.step(place.avail, n_taken);
     }
 
@@ -230,7 +274,7 @@ impl Layout for PackedMemory {
 
     #[inline(always)]
     fn publish(&self, place: &Place) {
-        self.write_used(place.published & !WRAP, State(place.held));
+        self.descs().write_used(place.published & !WRAP, State(place.held));
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 //! A descriptor's length, id and flags are one 64-bit word, loaded and stored as one, so that a used element
 //! appears whole. Owned by one thread at a time.
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -36,6 +37,53 @@ pub struct PackedMemory {
 
 // SAFETY: the pointers lead into mappings that `map` keeps alive.
 unsafe impl Send for PackedMemory {}
+
+/// A descriptor in the ring: the buffer's address; length, id and flags.
+#[repr(transparent)]
+pub struct Desc([AtomicU64; 2]);
+
+const _: () = assert!(size_of::<Desc>() == DESCRIPTOR_BYTES as usize);
+
+impl Desc {
+    /// The second word: what the descriptor says is there once this is read.
+    #[inline(always)]
+    pub fn state(&self) -> State {
+        State(u64::from_le(self.0[1].load(Ordering::Acquire)))
+    }
+
+    /// The buffer address.
+    #[inline(always)]
+    pub fn buffer(&self) -> u64 {
+        u64::from_le(self.0[0].load(Ordering::Relaxed))
+    }
+}
+
+/// The descriptors for a loop that writes, with pointer and size in registers.
+#[derive(Clone, Copy)]
+pub struct DescRing<'r> {
+    desc: NonNull<u64>,
+    size: u16,
+    ring: PhantomData<&'r PackedMemory>,
+}
+
+impl<'r> DescRing<'r> {
+    /// Word 0 (address) or 1 (length, id, flags) of descriptor `slot`; 0's when there is none such.
+    #[inline(always)]
+    fn word(self, slot: u16, which: usize) -> &'r AtomicU64 {
+        debug_assert!(slot < self.size && which < 2);
+        let slot = if slot < self.size { usize::from(slot) } else { 0 };
+        // SAFETY: the ring was translated for size descriptors of two words each, and slot is below size.
+        let at = unsafe { self.desc.add(2 * slot + (which & 1)) };
+        // SAFETY: aligned, mapped while the ring's memory is borrowed; an atomic may change under a shared reference.
+        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    }
+
+    /// Writes a used element into `slot`; everything written before is visible to a driver that sees it.
+    #[inline(always)]
+    pub fn write_used(self, slot: u16, used: State) {
+        self.word(slot, 1).store(used.0.to_le(), Ordering::Release);
+    }
+}
 
 impl PackedMemory {
     /// Translates a ring of `size` descriptors. `None` when a part is not aligned or does not lie whole in one region.
@@ -69,39 +117,40 @@ impl PackedMemory {
         (self.desc.cast(), self.device_event.cast())
     }
 
-    /// Word 0 (address) or 1 (length, id, flags) of descriptor `slot`; 0's when there is none such.
+    /// The descriptors.
     #[inline(always)]
-    fn word(&self, slot: u16, which: usize) -> &AtomicU64 {
-        debug_assert!(slot < self.size && which < 2);
-        let slot = if slot < self.size { usize::from(slot) } else { 0 };
-        // SAFETY: the ring was translated for size descriptors of two words each, and slot is below size.
-        let at = unsafe { self.desc.add(2 * slot + (which & 1)) };
-        // SAFETY: aligned, mapped while self lives; an atomic may change under a shared reference.
-        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    pub fn descs(&self) -> DescRing<'_> {
+        DescRing { desc: self.desc, size: self.size, ring: PhantomData }
     }
 
     /// The second word of descriptor `slot`: what it says is there once this is read.
     #[inline(always)]
     pub fn state(&self, slot: u16) -> State {
-        State(u64::from_le(self.word(slot, 1).load(Ordering::Acquire)))
+        State(u64::from_le(self.descs().word(slot, 1).load(Ordering::Acquire)))
     }
 
     /// The buffer address of descriptor `slot`.
     #[inline(always)]
     pub fn buffer(&self, slot: u16) -> u64 {
-        u64::from_le(self.word(slot, 0).load(Ordering::Relaxed))
+        u64::from_le(self.descs().word(slot, 0).load(Ordering::Relaxed))
+    }
+
+    /// The descriptors from `slot` on, up to `n` and to the end of the ring: a loop over them checks no slot.
+    #[inline(always)]
+    pub fn run(&self, slot: u16, n: u16) -> &[Desc] {
+        let slot = slot.min(self.size);
+        let n = n.min(self.size - slot);
+        // SAFETY: slot <= size, and there are size descriptors of two words each.
+        let first = unsafe { self.desc.add(2 * usize::from(slot)) };
+        // SAFETY: n descriptors from slot on were translated, aligned, and are mapped while self lives; atomics may change
+        // under a shared reference.
+        unsafe { std::slice::from_raw_parts(first.as_ptr().cast::<Desc>(), usize::from(n)) }
     }
 
     /// Asks the CPU to take the line of descriptor `slot`, which is read and then written, from the driver's.
     #[inline(always)]
     pub fn prefetch(&self, slot: u16) {
         prefetch_write(self.desc.as_ptr().wrapping_add(2 * usize::from(slot)).cast());
-    }
-
-    /// Writes a used element into `slot`; everything written before is visible to a driver that sees it.
-    #[inline(always)]
-    pub fn write_used(&self, slot: u16, used: State) {
-        self.word(slot, 1).store(used.0.to_le(), Ordering::Release);
     }
 
     /// The driver's event suppression structure: slot and wrap counter, flags.
@@ -151,6 +200,12 @@ impl State {
     #[inline(always)]
     pub fn flags(self) -> u16 {
         (self.0 >> 48) as u16
+    }
+
+    /// With another buffer id.
+    #[inline(always)]
+    pub fn with_id(self, id: u16) -> State {
+        State(self.0 & !(0xffff << 32) | u64::from(id) << 32)
     }
 
     /// With the buffer's address, in the form both layouts share: `next` is the buffer id.

@@ -7,25 +7,24 @@ use spp_drivers::BURST;
 
 use super::RingFault;
 use super::chain::{Chain, ChainError, Direction, MAX_CHAIN};
-use super::layout::{DESCRIPTOR_BYTES, Descriptor, F_INDIRECT, F_NEXT, SplitMemory};
-use super::walk::{Head, Heads, Layout, Place, Used};
+use super::layout::{DESCRIPTOR_BYTES, DescTable, Descriptor, F_INDIRECT, F_NEXT, SplitMemory};
+use super::walk::{Entries, Head, Layout, Place, Used};
 use crate::dirty::RingLog;
 use crate::memory::{Gpa, GuestMap, Translator};
 
 /// Where the elements of a used ring start, behind flags and index, and how long each is (virtio 1.2, 2.7.8).
 const ELEMENTS: usize = 4;
 const ELEMENT_BYTES: usize = 8;
+/// Descriptors in a cache line.
+const DESCRIPTORS_PER_LINE: usize = 64 / DESCRIPTOR_BYTES as usize;
 /// Used elements in a cache line.
 const ELEMENTS_PER_LINE: usize = 64 / ELEMENT_BYTES;
 
-impl SplitMemory {
-    #[inline(always)]
-    fn head(&self, index: u16) -> Head {
-        Head { first: self.descriptor(index), id: index, at: index, n_slots: 1 }
-    }
-}
-
 impl Layout for SplitMemory {
+    /// The index of the first descriptor.
+    type Entry = u16;
+    type Table<'r> = DescTable<'r>;
+
     #[inline(always)]
     fn map(&self) -> &GuestMap {
         SplitMemory::map(self)
@@ -58,26 +57,44 @@ impl Layout for SplitMemory {
     }
 
     #[inline(always)]
-    fn heads(&self, place: &Place, max: usize, heads: &mut Heads) -> Result<(), RingFault> {
+    fn entries(&self, place: &Place, max: usize, entries: &mut Entries<Self>) -> Result<(), RingFault> {
         let n = max.min(usize::from(place.seen.wrapping_sub(place.avail)));
         // Needed last, by in-order stores: each would wait for its line with the next behind it.
         for i in (0..n).step_by(ELEMENTS_PER_LINE) {
             self.prefetch_used(place.used.wrapping_add(i as u16));
         }
-        let mut indices = [0; BURST];
-        let mut all = 0;
-        for (i, index) in indices.iter_mut().enumerate().take(n) {
-            *index = self.avail_head(place.avail.wrapping_add(i as u16));
-            all |= u32::from(*index);
+        *entries = Entries::<Self>::from([0; BURST]);
+        entries.truncate(n);
+        let (mut rest, mut all, table) = (&mut entries[..], 0, self.desc_table());
+        for run in self.avail_runs(place.avail, n) {
+            let (these, others) = rest.split_at_mut(run.len());
+            for (entry, index) in these.iter_mut().zip(run.heads()) {
+                table.prefetch(index);
+                all |= u32::from(index);
+                *entry = index;
+            }
+            rest = others;
         }
         // Sizes are powers of two: one bit at or above the size betrays any head outside.
         if all >= u32::from(self.size()) {
             return Err(self.blame(RingFault::HeadOutside));
         }
-        let indices = indices.iter().take(n);
-        indices.clone().for_each(|index| self.prefetch_descriptor(*index));
-        heads.extend(indices.map(|index| self.head(*index)));
         Ok(())
+    }
+
+    #[inline(always)]
+    fn table(&self) -> DescTable<'_> {
+        self.desc_table()
+    }
+
+    #[inline(always)]
+    fn head(table: DescTable<'_>, index: u16) -> Head {
+        Head { first: table.descriptor(index), id: index, at: index, n_slots: 1 }
+    }
+
+    #[inline(always)]
+    fn used(index: u16, len: u32) -> Used {
+        Used { id: index, n_slots: 1, len }
     }
 
     #[inline(always)]
@@ -90,7 +107,7 @@ impl Layout for SplitMemory {
             return Err(self.blame(RingFault::HeadOutside));
         }
         *cursor = cursor.wrapping_add(1);
-        Ok(Some(self.head(index)))
+        Ok(Some(Self::head(self.desc_table(), index)))
     }
 
     fn gather<'m>(
@@ -124,9 +141,9 @@ impl Layout for SplitMemory {
 
     #[inline(always)]
     fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>) {
-        let mut at = place.used;
+        let (mut at, ring) = (place.used, self.used_ring());
         for Used { id, n_slots, len } in used {
-            self.write_used(at, id, len);
+            ring.write(at, id, len);
             at = at.wrapping_add(n_slots);
         }
         place.avail = place.avail.wrapping_add(at.wrapping_sub(place.used));
@@ -145,8 +162,9 @@ impl Layout for SplitMemory {
     fn look_ahead(&self, place: &Place, n_slots: u16) {
         const WINDOW: u16 = BURST as u16;
         let known = place.seen.wrapping_sub(place.avail);
-        for i in WINDOW.saturating_sub(n_slots)..known.min(WINDOW) {
-            self.prefetch_descriptor(self.avail_head(place.avail.wrapping_add(i)));
+        // Drivers hand out descriptors in a row, mostly: one in each line is enough.
+        for i in (WINDOW.saturating_sub(n_slots)..known.min(WINDOW)).step_by(DESCRIPTORS_PER_LINE) {
+            self.desc_table().prefetch(self.avail_head(place.avail.wrapping_add(i)));
         }
         if known > WINDOW {
             self.prefetch_avail(place.avail.wrapping_add(WINDOW));
@@ -202,7 +220,7 @@ impl<'r> Table<'r> {
     /// address space: each descriptor is translated by itself.
     fn read(&self, memory: &mut Translator<'_>, index: u16) -> Result<Descriptor, ChainError> {
         match *self {
-            Table::Ring(ring) if index < ring.size() => Ok(ring.descriptor(index)),
+            Table::Ring(ring) if index < ring.size() => Ok(ring.desc_table().descriptor(index)),
             Table::Indirect { gpa, n } if index < n => {
                 let at = gpa.checked_add(u64::from(index) * u64::from(DESCRIPTOR_BYTES));
                 let slice = at.and_then(|at| memory.slice(Gpa(at), DESCRIPTOR_BYTES));

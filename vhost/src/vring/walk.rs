@@ -31,7 +31,7 @@ pub(crate) struct Head {
 }
 
 /// Chains of one burst, in the driver's order.
-pub(crate) type Heads = ArrayVec<Head, BURST>;
+pub(crate) type Entries<L> = ArrayVec<<L as Layout>::Entry, BURST>;
 
 /// One used element: a chain given back, or with IN_ORDER a run of chains that ends with it.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +75,14 @@ impl Place {
 
 /// A ring's memory, seen as chains that come and used elements that go. No state: that is in [`Place`].
 pub(crate) trait Layout: Sized {
+    /// What the ring itself says about a chain, copied out and checked: small, so that a burst of them is a few lines.
+    type Entry: Copy;
+
+    /// Where descriptors are, for a loop.
+    type Table<'r>: Copy
+    where
+        Self: 'r;
+
     /// The guest's memory.
     fn map(&self) -> &GuestMap;
 
@@ -90,8 +98,17 @@ pub(crate) trait Layout: Sized {
     /// Reads how far the driver is, once a burst.
     fn look(&self, place: &mut Place) -> Result<(), RingFault>;
 
-    /// Appends up to `max` (at most a burst of) chains from the front, as far as the last look saw.
-    fn heads(&self, place: &Place, max: usize, heads: &mut Heads) -> Result<(), RingFault>;
+    /// Puts up to `max` (at most a burst of) chains from the front into `entries`, which is empty, as far as the last look saw.
+    fn entries(&self, place: &Place, max: usize, entries: &mut Entries<Self>) -> Result<(), RingFault>;
+
+    /// For [`head`](Self::head).
+    fn table(&self) -> Self::Table<'_>;
+
+    /// A chain with its first descriptor, which is copied out here: asked for once each burst, by whoever checks the copy.
+    fn head(table: Self::Table<'_>, entry: Self::Entry) -> Head;
+
+    /// The chain of `entry` given back with `len` bytes written.
+    fn used(entry: Self::Entry, len: u32) -> Used;
 
     /// The chain at `cursor`, which starts as `place.avail` and moves on behind it.
     fn head_at(&self, place: &Place, cursor: &mut u16) -> Result<Option<Head>, RingFault>;
