@@ -27,6 +27,7 @@ mod sync;
 pub mod tsc;
 pub mod vfio;
 pub mod virtio;
+pub mod vlan;
 pub mod vmxnet3;
 
 pub use burst::{BURST, Burst};

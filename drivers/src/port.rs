@@ -29,6 +29,14 @@ pub trait RxQueue: Send {
         None
     }
 
+    /// Whether the queue sees to it from now on (`on`) that one tag is taken off each frame it brings, with what
+    /// [`vlan::remove_tag`](crate::vlan::remove_tag) would have made of it byte for byte; what that would refuse the queue drops with the
+    /// same reason. False, from one that can't, and nothing changes: whoever asks does it. Asked when a plan comes into
+    /// force, never for a packet. `on == false` is always true: frames come as they were on the wire.
+    fn strip_vlan(&mut self, on: bool) -> bool {
+        !on
+    }
+
     /// Serves requests of the control side (hand-over of vrings and memory maps) without
     /// moving packets. Called every few milliseconds while no core polls this half;
     /// `rx_burst` does the same on each call.
@@ -65,6 +73,12 @@ pub trait TxQueue: Send {
     /// more work than that is left in `from` by `tx_burst`. A driver whose hardware can do some says so here.
     fn offloads(&mut self) -> Offloads {
         Offloads::NONE
+    }
+
+    /// As [`RxQueue::strip_vlan`]: whether the queue sees to it from now on that each frame it is given leaves with this tag (the
+    /// tag control information), as [`vlan::add_tag`](crate::vlan::add_tag) would have put it on or overwritten it. `None` is always true: frames leave as they are.
+    fn insert_vlan(&mut self, tag: Option<u16>) -> bool {
+        tag.is_none()
     }
 
     /// As [`RxQueue::poll_control`]; also gives sent buffers back to the pool.

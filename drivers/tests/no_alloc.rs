@@ -17,7 +17,7 @@ fn the_counter_counts() {
 
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
-/// Echoes bursts; `inject` puts a frame on the wire, `step` lets the device work.
+/// Echoes bursts; `inject` puts a frame on the wire, `step` lets the device work. In the second half tags are asked for.
 fn bursts_take_nothing(nic: &mut dyn Device, space: &DmaSpace, inject: &dyn Fn(&[u8]), step: &dyn Fn()) {
     let pool = Pool::new(space, PoolConfig { n_buffers: 2048 }).unwrap();
     let mut cache = pool.cache();
@@ -27,7 +27,18 @@ fn bursts_take_nothing(nic: &mut dyn Device, space: &DmaSpace, inject: &dyn Fn(&
     for round in 0..200 {
         // One frame in eight is long: a chain of two buffers, in both directions.
         for n in 0..32 {
-            inject(&vec![2 * n; if round % 8 == 0 { 3000 } else { 64 }]);
+            let mut frame = vec![2 * n; if round % 8 == 0 { 3000 } else { 64 }];
+            if n % 4 == 0 {
+                frame[12..14].copy_from_slice(&[0x81, 0]);
+            }
+            inject(&frame);
+        }
+        // The first rounds in software, where the control half has not looked yet.
+        if round == 100 {
+            queues.rx[0].strip_vlan(true);
+            queues.tx[0].insert_vlan(Some(100));
+        } else if round == 120 {
+            nic.link();
         }
         step();
         let mut burst = Burst::new();

@@ -29,6 +29,7 @@ impl RxFormat for LegacyRx {
     const LAST: u64 = 1 << 33;
     /// CE, SE, SEQ, CXE, RXE (8254x 3.2.3.3).
     const DAMAGED: u64 = 0x97 << 40;
+    const STRIPPED: u64 = 1 << 35;
 
     #[inline(always)]
     fn len_bytes(word: u64) -> usize {
@@ -49,6 +50,7 @@ impl RxFormat for ExtendedRx {
     const LAST: u64 = 1 << 1;
     /// CE, SE, SEQ, CXE, RXE (82574 7.1.5.2).
     const DAMAGED: u64 = 0x97 << 24;
+    const STRIPPED: u64 = 1 << 3;
 
     #[inline(always)]
     fn len_bytes(word: u64) -> usize {
@@ -73,6 +75,8 @@ const EOP: u64 = 1 << 24;
 const IFCS: u64 = 1 << 25;
 const RS: u64 = 1 << 27;
 const DEXT: u64 = 1 << 29;
+/// Insert the tag of bits 48 to 63.
+const VLE: u64 = 1 << 30;
 /// Descriptor type of data descriptors; contexts have 0.
 const DTYP_DATA: u64 = 1 << 20;
 /// Data: complete the checksum of the transport layer.
@@ -109,6 +113,17 @@ impl TxFormat for Tx {
         let place = u8::try_from(work.csum_start.checked_add(work.csum_offset)?).ok()?;
         let tcp = if work.csum_offset == TCP_CHECK { TUCMD_TCP } else { 0 };
         Some([u64::from(start) << 32 | u64::from(place) << 40, DEXT | tcp])
+    }
+
+    /// Meant in the last descriptor of a frame (82574 7.2); in the others it means nothing.
+    #[inline(always)]
+    fn tagged([at, word]: [u64; 2], tag: u16) -> [u64; 2] {
+        [at, word | VLE | u64::from(tag) << 48]
+    }
+
+    #[inline(always)]
+    fn tag_context(own: Option<[u64; 2]>, _tag: u16) -> Option<[u64; 2]> {
+        own
     }
 }
 
@@ -154,6 +169,14 @@ mod tests {
         assert_eq!(Tx::context(&work(256, 6)), None);
         assert_eq!(Tx::context(&work(250, 6)), None);
         assert_eq!(Tx::context(&Offload::default()), None, "nothing to complete");
+    }
+
+    #[test]
+    fn tag_is_in_the_data_descriptor() {
+        assert_eq!(Tx::tagged([4096, 60 | EOP], 0xa064), [4096, 60 | EOP | VLE | 0xa064 << 48]);
+        let own = Some([34 << 32, DEXT]);
+        assert_eq!((Tx::tag_context(own, 1), Tx::tag_context(None, 1)), (own, None));
+        assert_eq!(LegacyRx::tag(0xa064 << 48), 0xa064);
     }
 
     #[test]

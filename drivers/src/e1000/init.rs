@@ -9,6 +9,7 @@ use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::desc::RxFormat;
 use crate::intel::nic::{Chip, Limits, RingPlace};
 use crate::intel::phy;
+use crate::intel::tags::Switch;
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
 use crate::nic::filters::Program;
@@ -154,6 +155,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
     type Bar = B;
     type Rx = K::Rx;
     type Tx = Tx;
+    const TAGS: Switch = Switch::One;
 
     fn limits(&self) -> Limits {
         K::LIMITS
@@ -205,6 +207,7 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
             ctrl::LRST | ctrl::FRCSPD | ctrl::FRCDPX | ctrl::RFCE | ctrl::TFCE | ctrl::VME,
             ctrl::SLU | ctrl::ASDE | ctrl::FD,
         );
+        self.regs.write(VET, common::TPID);
         // Flow control would let a slow guest stop the wire for all.
         self.regs.write(FCAL, 0);
         self.regs.write(FCAH, 0);
@@ -258,6 +261,12 @@ impl<K: Kind, B: Registers> Chip for E1000<K, B> {
         if self.regs.read(RCTL) & rctl::EN != 0 {
             self.regs.write(RCTL, self.rctl | rctl::EN);
         }
+    }
+
+    fn strip_tags(&mut self, queues: u32) {
+        let (clear, set) = if queues == 0 { (ctrl::VME, 0) } else { (0, ctrl::VME) };
+        self.regs.change(CTRL, clear, set);
+        self.regs.read(CTRL); // the write has arrived
     }
 
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError> {

@@ -25,6 +25,8 @@ registers! {
     FCAH: u32, Rw = 0x002c, "FCAH";
     /// Flow control type.
     FCT: u32, Rw = 0x0030, "FCT";
+    /// What says that a tag follows.
+    VET: u32, Rw = 0x0038, "VET";
     /// Interrupt causes.
     ICR: u32, Rw = 0x00c0, "ICR";
     /// Interrupt mask: ones set.

@@ -9,6 +9,7 @@ use crate::dma::DATA_ROOM;
 use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::nic::{Chip, Limits, RingPlace};
 use crate::intel::phy;
+use crate::intel::tags::Switch;
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
 use crate::nic::filters::Program;
@@ -134,6 +135,7 @@ impl<B: Registers> Chip for Igb<B> {
     type Bar = B;
     type Rx = GigabitRx;
     type Tx = AdvancedTx;
+    const TAGS: Switch = Switch::One;
 
     fn limits(&self) -> Limits {
         Limits {
@@ -180,6 +182,7 @@ impl<B: Registers> Chip for Igb<B> {
         self.n_queue_pairs = n_queue_pairs;
         self.regs.change(CTRL_EXT, 0, ctrl_ext::RO_DIS | ctrl_ext::DRV_LOAD);
         self.set_up_link()?;
+        self.regs.change(VET, 0xffff, common::TPID); // above it: that of outer tags, which are not used
         (0..MTA.len()).for_each(|i| self.regs.write(MTA.at(i), 0));
         (0..UTA.len()).for_each(|i| self.regs.write(UTA.at(i), 0));
         self.regs.write(VT_CTL, 0);
@@ -236,6 +239,12 @@ impl<B: Registers> Chip for Igb<B> {
     }
 
     /// 82576 4.5.9 and 4.5.10: queues first, then receiver and transmitter.
+    fn strip_tags(&mut self, queues: u32) {
+        let (clear, set) = if queues == 0 { (ctrl::VME, 0) } else { (0, ctrl::VME) };
+        self.regs.change(CTRL, clear, set);
+        self.regs.read(CTRL); // the write has arrived
+    }
+
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError> {
         if vectors == N_VECTORS {
             self.regs.write(GPIE, gpie::MSIX_MODE | gpie::PBA_SUPPORT | gpie::NSICR);

@@ -24,6 +24,8 @@ registers! {
     FCAH: u32, Rw = 0x002c, "FCAH";
     /// Flow control type.
     FCT: u32, Rw = 0x0030, "FCT";
+    /// What says that a tag follows.
+    VET: u32, Rw = 0x0038, "VET";
     /// Causes that are no queue's, at the place they have in older families too (8.8.8: an alias of 1500, as are the
     /// masks of 1508 and 150c).
     ICR: u32, Rc = 0x00c0, "ICR";

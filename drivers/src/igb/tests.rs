@@ -51,6 +51,9 @@ impl<const DEVICE: u16> Subject for Card<DEVICE> {
         model.write(0x1508, u32::MAX);
         model.write(0x1524, u32::MAX);
     }
+    fn n_tags(model: &IgbModel) -> [u64; 2] {
+        [model.queues.n_stripped, model.queues.n_inserted]
+    }
     fn stick_format(model: &mut IgbModel, stuck: bool) {
         model.queues.stuck_format = stuck;
     }
@@ -82,6 +85,12 @@ mod i82576 {
         second_start_and_too_many_queue_pairs_are_refused
         pool_too_small_for_the_ring_is_an_error_with_the_remedy
         halves_dropped_before_the_stop_keep_their_buffers_until_the_reset;
+        tags:
+        tags_by_the_card_are_those_of_software
+        bursts_of_all_kinds_get_their_tags_in_order
+        tags_of_frames_under_way_at_a_switch_are_right
+        queues_decide_on_their_tags_by_themselves
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         trap_01_frame_is_whole_once_its_done_bit_is_seen
         trap_01_descriptor_that_is_written_late_costs_its_frame_only
@@ -113,6 +122,12 @@ mod i350 {
         frames_of_all_lengths_pass_both_ways
         queues_share_flows_and_keep_each_in_order
         more_addresses_than_filters_are_received_promiscuously_and_counted;
+        tags:
+        tags_by_the_card_are_those_of_software
+        bursts_of_all_kinds_get_their_tags_in_order
+        tags_of_frames_under_way_at_a_switch_are_right
+        queues_decide_on_their_tags_by_themselves
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         trap_06_counters_that_clear_on_read_sum_to_64_bits
     }
@@ -126,6 +141,12 @@ mod i210 {
         frames_of_all_lengths_pass_both_ways
         queues_share_flows_and_keep_each_in_order
         more_addresses_than_filters_are_received_promiscuously_and_counted;
+        tags:
+        tags_by_the_card_are_those_of_software
+        bursts_of_all_kinds_get_their_tags_in_order
+        tags_of_frames_under_way_at_a_switch_are_right
+        queues_decide_on_their_tags_by_themselves
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         trap_06_counters_that_clear_on_read_sum_to_64_bits
     }

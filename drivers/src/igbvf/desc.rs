@@ -13,6 +13,8 @@ impl<const SWAPS: bool> RxFormat for VfRx<SWAPS> {
     const DONE: u64 = GigabitRx::DONE;
     const LAST: u64 = GigabitRx::LAST;
     const DAMAGED: u64 = GigabitRx::DAMAGED;
+    const STRIPPED: u64 = GigabitRx::STRIPPED;
+    const STRIPS_UNASKED: bool = true;
 
     #[inline(always)]
     fn len_bytes(word: u64) -> usize {
@@ -25,12 +27,10 @@ impl<const SWAPS: bool> RxFormat for VfRx<SWAPS> {
     }
 
     #[inline(always)]
-    fn stripped_tag(word: u64) -> Option<u16> {
-        const VP: u64 = 1 << 3;
+    fn tag(word: u64) -> u16 {
         const LOOPED_BACK: u64 = 1 << 18;
-        let tag = (word >> 48) as u16;
-        let tag = if SWAPS && word & LOOPED_BACK != 0 { tag.swap_bytes() } else { tag };
-        (word & VP != 0).then_some(tag)
+        let tag = GigabitRx::tag(word);
+        if SWAPS && word & LOOPED_BACK != 0 { tag.swap_bytes() } else { tag }
     }
 }
 
@@ -41,10 +41,10 @@ mod tests {
     #[test]
     fn tag_is_read_where_there_is_one() {
         let word = 0x2064 << 48 | 64 << 32 | 0x0b;
-        assert_eq!(VfRx::<false>::stripped_tag(word), Some(0x2064));
-        assert_eq!(VfRx::<false>::stripped_tag(word & !8), None);
-        assert_eq!(VfRx::<true>::stripped_tag(word), Some(0x2064));
-        assert_eq!(VfRx::<true>::stripped_tag(word | 1 << 18), Some(0x6420));
-        assert_eq!(VfRx::<false>::stripped_tag(word | 1 << 18), Some(0x2064));
+        assert_eq!(word & VfRx::<false>::STRIPPED, 8);
+        assert_eq!(VfRx::<false>::tag(word), 0x2064);
+        assert_eq!(VfRx::<true>::tag(word), 0x2064);
+        assert_eq!(VfRx::<true>::tag(word | 1 << 18), 0x6420);
+        assert_eq!(VfRx::<false>::tag(word | 1 << 18), 0x2064);
     }
 }

@@ -10,6 +10,7 @@ use super::{counters, regs};
 use crate::dma::DATA_ROOM;
 use crate::intel::common::{self, Rings};
 use crate::intel::nic::{Chip, Limits, RingPlace};
+use crate::intel::tags::Switch;
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
 use crate::nic::filters::Program;
@@ -111,6 +112,7 @@ impl<const I350: bool, B: Registers> Chip for Igbvf<I350, B> {
     type Bar = B;
     type Rx = VfRx<I350>;
     type Tx = AdvancedTx;
+    const TAGS: Switch = Switch::Foreign;
 
     fn limits(&self) -> Limits {
         Limits {
@@ -194,6 +196,9 @@ impl<const I350: bool, B: Registers> Chip for Igbvf<I350, B> {
         }
         self.ask_for_vlans(&program.vlans);
     }
+
+    /// The physical function's driver decides.
+    fn strip_tags(&mut self, _queues: u32) {}
 
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError> {
         if vectors == N_VECTORS {

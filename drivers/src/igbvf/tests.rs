@@ -50,6 +50,9 @@ impl<const I350: bool> Subject for Vf<I350> {
     fn unmask(model: &mut IgbvfModel) {
         model.write(0x1524, u32::MAX);
     }
+    fn n_tags(model: &IgbvfModel) -> [u64; 2] {
+        [model.queues.n_stripped, model.queues.n_inserted]
+    }
     fn stick_format(model: &mut IgbvfModel, stuck: bool) {
         model.queues.stuck_format = stuck;
     }
@@ -73,6 +76,10 @@ trials! {
     second_start_and_too_many_queue_pairs_are_refused
     pool_too_small_for_the_ring_is_an_error_with_the_remedy
     halves_dropped_before_the_stop_keep_their_buffers_until_the_reset;
+    tags:
+    tags_by_the_card_are_those_of_software
+    tags_of_frames_under_way_at_a_switch_are_right
+    card_that_was_reset_is_asked_for_tags_anew;
     traps:
     trap_01_frame_is_whole_once_its_done_bit_is_seen
     trap_01_descriptor_that_is_written_late_costs_its_frame_only
@@ -100,6 +107,10 @@ mod i350 {
     trials! {
         Vf<true>:
         frames_of_all_lengths_pass_both_ways;
+        tags:
+        tags_by_the_card_are_those_of_software
+            tags_of_frames_under_way_at_a_switch_are_right
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         card_is_opened_by_its_id
     }

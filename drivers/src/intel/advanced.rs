@@ -19,6 +19,7 @@ impl<const DAMAGE: u64, const WRONG: u64> RxFormat for AdvancedRx<DAMAGE, WRONG>
     const DONE: u64 = 1;
     const LAST: u64 = 1 << 1;
     const DAMAGED: u64 = DAMAGE;
+    const STRIPPED: u64 = 1 << 3;
 
     #[inline(always)]
     fn len_bytes(word: u64) -> usize {
@@ -46,6 +47,8 @@ const EOP: u64 = 1 << 24;
 const IFCS: u64 = 1 << 25;
 const RS: u64 = 1 << 27;
 const DEXT: u64 = 1 << 29;
+/// Insert the context's tag.
+const VLE: u64 = 1 << 30;
 /// POPTS.TXSM: complete the checksum of the transport layer.
 const TXSM: u64 = 1 << 41;
 /// Length of the whole frame.
@@ -93,6 +96,17 @@ impl TxFormat for AdvancedTx {
         };
         Some([ip_len | mac_len << 9, DTYP_CONTEXT | DEXT | ipv4 | transport])
     }
+
+    #[inline(always)]
+    fn tagged([at, word]: [u64; 2], _tag: u16) -> [u64; 2] {
+        [at, word | VLE]
+    }
+
+    #[inline(always)]
+    fn tag_context(own: Option<[u64; 2]>, tag: u16) -> Option<[u64; 2]> {
+        let [lengths, kind] = own.unwrap_or([14 << 9, DTYP_CONTEXT | DEXT]);
+        Some([lengths | u64::from(tag) << 16, kind])
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +150,15 @@ mod tests {
         let [_, more] = AdvancedTx::data(Iova(4096), 2048, 9000, false, true);
         assert_eq!(more, 2048 | DTYP_DATA | DEXT | IFCS | TXSM | 9000 << 46);
         assert_eq!(AdvancedTx::report([1, more])[1], more | RS);
+    }
+
+    #[test]
+    fn tag_is_in_the_context_beside_the_lengths() {
+        let bare = AdvancedTx::tag_context(None, 0xa064);
+        assert_eq!(bare, Some([0xa064 << 16 | 14 << 9, DTYP_CONTEXT | DEXT]));
+        let own = [20 | 14 << 9, DTYP_CONTEXT | DEXT | TUCMD_IPV4];
+        assert_eq!(AdvancedTx::tag_context(Some(own), 1), Some([1 << 16 | own[0], own[1]]));
+        assert_eq!(AdvancedTx::tagged([4096, 60], 1), [4096, 60 | VLE]);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::port::Link;
 /// In the high half of a receive address: the entry is valid (82574 10.2.5.18, 82599 8.2.3.7.9).
 pub const RAH_AV: u32 = 1 << 31;
 
+/// What says in a frame that a tag follows, as the cards want it.
+pub const TPID: u32 = 0x8100;
+
 /// Each word of the hash key. Any even spread will do; this one also sends both directions of a flow to one queue.
 pub const RSS_KEY: u32 = u32::from_le_bytes([0x6d, 0x5a, 0x6d, 0x5a]);
 

@@ -33,11 +33,14 @@ pub trait RxFormat: Send + 'static {
     /// Meaningful in the descriptor with [`LAST`](Self::LAST).
     fn checksum(word: u64) -> Checksum;
 
-    /// In the same descriptor: the VLAN tag (TCI) that the card took off the frame. None from cards that are told to
-    /// leave it there.
-    #[inline(always)]
-    fn stripped_tag(_word: u64) -> Option<u16> {
-        None
+    /// In the same descriptor: the card took a VLAN tag off the frame (VP).
+    const STRIPPED: u64;
+    /// Cards of this format may take tags off that nobody asked to be taken off.
+    const STRIPS_UNASKED: bool = false;
+
+    /// The tag (TCI) that was taken off.
+    fn tag(word: u64) -> u16 {
+        (word >> 48) as u16
     }
 }
 
@@ -60,4 +63,10 @@ pub trait TxFormat: Send + 'static {
 
     /// The context descriptor that makes the card complete this checksum; `None` when it can't, and software does.
     fn context(work: &Offload) -> Option<[u64; 2]>;
+
+    /// A data descriptor of a frame that gets this tag.
+    fn tagged(words: [u64; 2], tag: u16) -> [u64; 2];
+
+    /// The context that such a frame needs: its own, if any, and the tag. None where data descriptors say it all.
+    fn tag_context(own: Option<[u64; 2]>, tag: u16) -> Option<[u64; 2]>;
 }

@@ -13,6 +13,7 @@ pub mod nic;
 pub mod phy;
 pub mod rx;
 pub mod semaphore;
+pub mod tags;
 #[cfg(test)]
 pub(crate) mod trials;
 pub mod tx;

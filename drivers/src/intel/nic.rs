@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::desc::{RxFormat, TxFormat};
-use super::rx::{Checksums, Rx, RxParts};
+use super::rx::{Findings, Rx, RxParts};
+use super::tags::{Switch, Tags};
 use super::tx::{Tx, TxParts};
 use super::{Parked, Shared};
 use crate::dma::{DmaSpace, Pool};
@@ -23,7 +24,7 @@ use crate::nic::wait::WaitError;
 use crate::nic::watchdog::TX_LIMIT;
 use crate::pci::{PciFunction, Registers};
 use crate::port::{Device, DeviceInfo, HEALTH_INTERVAL, Health, Link, PortError, Queues};
-use crate::stats::{DropReason, QueueStats, SharedStats};
+use crate::stats::{Counter, DropReason, QueueStats, SharedStats};
 
 /// Looks at the link between two that a missed interrupt can't prevent: one second.
 const LOOKS_PER_POLL: u32 = (1000 / HEALTH_INTERVAL.as_millis()) as u32;
@@ -65,6 +66,8 @@ pub trait Chip: Sized + Send + 'static {
     type Rx: RxFormat;
     /// Its transmit descriptors.
     type Tx: TxFormat;
+    /// How it strips and inserts VLAN tags.
+    const TAGS: Switch;
 
     /// What it can do.
     fn limits(&self) -> Limits;
@@ -85,6 +88,9 @@ pub trait Chip: Sized + Send + 'static {
     fn tx_queue(&mut self, place: RingPlace) -> Result<Doorbell<Self::Bar>, WaitError>;
     /// Programs the filters; also while it runs.
     fn filter(&mut self, program: &Program);
+    /// Makes these receive queues strip VLAN tags, and no others, one bit for each; also while it runs. A card is [init](Self::init)
+    /// with none. Of a chip with [one switch](Switch::One) it is all or none. In force when this returns.
+    fn strip_tags(&mut self, queues: u32);
     /// Starts receiver and transmitter, and with `vectors` MSI-X vectors in use their interrupts.
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError>;
     /// The link now.
@@ -135,7 +141,11 @@ pub struct IntelNic<F: PciFunction, C: Chip<Bar = F::Bar>> {
     looks: u32,
     rx_stats: Vec<SharedStats>,
     tx_stats: Vec<SharedStats>,
-    checksums: Vec<Arc<Checksums>>,
+    findings: Vec<Arc<Findings>>,
+    inserted: Vec<Arc<Counter>>,
+    /// What the halves want of tags, and the queues that strip them.
+    tags: Arc<Tags>,
+    stripping: u32,
     counters: Counters,
     tx_limit: Duration,
     events: Events,
@@ -168,7 +178,10 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
             looks: 0,
             rx_stats: stats(),
             tx_stats: stats(),
-            checksums: (0..limits.n_queue_pairs).map(|_| Arc::default()).collect(),
+            findings: (0..limits.n_queue_pairs).map(|_| Arc::default()).collect(),
+            inserted: (0..limits.n_queue_pairs).map(|_| Arc::default()).collect(),
+            tags: Arc::new(Tags::new(C::TAGS, 1)),
+            stripping: 0,
             counters: Counters::new(rows),
             tx_limit: TX_LIMIT,
             events: Events { invalid_mac: u64::from(own.is_none()), ..Events::default() },
@@ -204,6 +217,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
     fn bring_up(&mut self, shared: &Arc<Shared>, pool: &Pool, n: u16) -> Result<Queues, PortError> {
         self.chip.reset().map_err(|e| self.late("reset", e))?;
         self.chip.init(n).map_err(|e| self.late("initialisation", e))?;
+        (self.tags, self.stripping) = (Arc::new(Tags::new(C::TAGS, n)), 0);
         let mut cache = pool.cache();
         let (mut rx, mut tx) = (Vec::new(), Vec::new());
         for queue in 0..n {
@@ -245,8 +259,9 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         let tail = self.chip.rx_queue(Self::place(queue, &ring));
         let tail = tail.map_err(|e| self.late("receive queue", e))?;
         let index = usize::from(queue);
-        let (stats, checksums) = (self.rx_stats[index].clone(), self.checksums[index].clone());
-        let parts = RxParts { queue, ring, tail, shared: shared.clone(), stats, checksums };
+        let (stats, findings) = (self.rx_stats[index].clone(), self.findings[index].clone());
+        let (shared, tags) = (shared.clone(), self.tags.clone());
+        let parts = RxParts { queue, ring, tail, shared, stats, findings, tags };
         let short =
             || self.error("the packet pool can't fill the receive ring", "give the pool more buffers");
         Rx::new(parts, cache).ok_or_else(short)
@@ -263,8 +278,9 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         let tail = tail.map_err(|e| self.late("transmit queue", e))?;
         let stats = self.tx_stats[usize::from(queue)].clone();
         let max_frame_bytes = self.chip.limits().max_frame_bytes as usize;
-        let shared = shared.clone();
-        let parts = TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit: self.tx_limit };
+        let (shared, limit) = (shared.clone(), self.tx_limit);
+        let (tags, inserted) = (self.tags.clone(), self.inserted[usize::from(queue)].clone());
+        let parts = TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit, tags, inserted };
         Ok(Tx::new(parts, cache))
     }
 
@@ -325,6 +341,16 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> IntelNic<F, C> {
         Health::NeedsRestart("its registers read all ones, but it is there: memory decoding was off".into())
     }
 
+    /// Sets the card to what the halves want of VLAN tags.
+    fn switch_tags(&mut self) {
+        let wanted = self.tags.wanted(self.stripping);
+        if wanted != self.stripping {
+            self.chip.strip_tags(wanted);
+            self.stripping = wanted;
+        }
+        self.tags.switched(wanted);
+    }
+
     /// True when the link may have changed since the last look.
     fn link_may_have_changed(&mut self) -> bool {
         if self.interrupts.is_empty() {
@@ -361,6 +387,7 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
         let Some(shared) = self.running.clone() else {
             return Link::Down { reason: "not started".into() };
         };
+        self.switch_tags();
         if self.link_may_have_changed() {
             self.link = self.chip.link();
             shared.set_link(self.link.is_up());
@@ -451,12 +478,14 @@ impl<F: PciFunction, C: Chip<Bar = F::Bar>> Device for IntelNic<F, C> {
             let read = |offset| self.chip.regs().read_at(offset);
             self.counters.collect(read);
         }
-        let sum = |of: fn(&Checksums) -> u64| self.checksums.iter().map(|c| of(c)).sum::<u64>();
+        let sum = |of: fn(&Findings) -> &Counter| self.findings.iter().map(|f| of(f).get()).sum::<u64>();
         let Events { starts, link_interrupts, faults, promiscuous_fallbacks, invalid_mac } = self.events;
         let mut counters: Vec<_> = self.counters.sums().collect();
         counters.extend([
-            ("rx_checksums_right", sum(|c| c.right.get())),
-            ("rx_checksums_wrong", sum(|c| c.wrong.get())),
+            ("rx_checksums_right", sum(|f| &f.right)),
+            ("rx_checksums_wrong", sum(|f| &f.wrong)),
+            ("rx_tags_stripped", sum(|f| &f.stripped)),
+            ("tx_tags_inserted", self.inserted.iter().map(|n| n.get()).sum()),
             ("starts", starts),
             ("link_interrupts", link_interrupts),
             ("fault_reports", faults),

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::desc::{Checksum, RxFormat};
+use super::tags::Tags;
 use super::{Parked, Shared};
 use crate::burst::{BURST, Burst};
 use crate::dma::{DATA_ROOM, PacketBuf, PoolCache, Received, RxBuffers};
@@ -16,6 +17,7 @@ use crate::nic::ring::{Desc, DescRing};
 use crate::pci::Registers;
 use crate::port::RxQueue;
 use crate::stats::{Counter, DropReason, SharedStats};
+use crate::vlan;
 
 /// Most buffers one frame takes: the longest any of these cards receives has 16 KiB.
 const MAX_BUFFERS: u16 = 8;
@@ -23,13 +25,26 @@ const MAX_BUFFERS: u16 = 8;
 const MAX_ODD: usize = 4 * BURST;
 const ETHERNET_HEADER: usize = 14;
 
-/// What the card found of checksums, counted by the half and read by the control half.
+/// What the card found and did, counted by the half and read by the control half.
 #[derive(Debug, Default)]
-pub struct Checksums {
+pub struct Findings {
     /// Frames with all checksums right.
     pub right: Counter,
     /// Frames with a wrong one; passed on.
     pub wrong: Counter,
+    /// Frames it took a tag off, for good.
+    pub stripped: Counter,
+}
+
+/// What is to become of VLAN tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stripping {
+    /// They stay, and the card was never asked for anything else: as [`Off`](Self::Off) where somebody else may have asked.
+    Never,
+    /// They go: where the card has not taken one off, software does.
+    On,
+    /// They stay: where the card has taken one off, it is put back.
+    Off,
 }
 
 /// The beginning of a frame whose end is still to come. Without its frame the rest is passed over.
@@ -51,7 +66,9 @@ pub struct RxParts<B: Registers> {
     /// Its counters.
     pub stats: SharedStats,
     /// Its findings.
-    pub checksums: Arc<Checksums>,
+    pub findings: Arc<Findings>,
+    /// What becomes of tags, with the control half.
+    pub tags: Arc<Tags>,
 }
 
 /// A receiving half.
@@ -64,7 +81,9 @@ pub struct Rx<F: RxFormat, B: Registers> {
     tail: Doorbell<B>,
     shared: Arc<Shared>,
     stats: SharedStats,
-    checksums: Arc<Checksums>,
+    findings: Arc<Findings>,
+    tags: Arc<Tags>,
+    stripping: Stripping,
     partial: Option<Partial>,
     /// Polls that found nothing, and where a gap in the ring was seen: see [`look_for_gap`](Rx::look_for_gap).
     n_idle: u16,
@@ -75,7 +94,7 @@ pub struct Rx<F: RxFormat, B: Registers> {
 impl<F: RxFormat, B: Registers> Rx<F, B> {
     /// Fills the ring with buffers. `None` when the pool has too few. The device is told by [`start`](Self::start).
     pub fn new(parts: RxParts<B>, pool: &mut PoolCache) -> Option<Self> {
-        let RxParts { queue, ring, tail, shared, stats, checksums } = parts;
+        let RxParts { queue, ring, tail, shared, stats, findings, tags } = parts;
         let buffers = RxBuffers::new(ring.size(), pool, |index, at| ring.put(index, [at.0, 0]))?;
         Some(Rx {
             queue,
@@ -84,7 +103,9 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
             tail,
             shared,
             stats,
-            checksums,
+            findings,
+            tags,
+            stripping: Stripping::Never,
             partial: None,
             n_idle: 0,
             gap_at: None,
@@ -188,6 +209,7 @@ struct Taken {
     bytes: u64,
     n_right: u64,
     n_wrong: u64,
+    n_stripped: u64,
 }
 
 impl Taken {
@@ -200,13 +222,20 @@ impl Taken {
         found == Checksum::Right
     }
 
+    /// Counts frames that the card took a tag off, as long as they were on the wire.
+    #[inline(always)]
+    fn stripped(&mut self, n: u64) {
+        self.n_stripped += n;
+        self.bytes += n * vlan::TAG_BYTES as u64;
+    }
+
     /// A whole frame in one buffer, good as it is; `None` for anything else.
     #[inline(always)]
     fn whole<F: RxFormat>(&mut self, word: u64) -> Option<Received> {
         let len = F::len_bytes(word);
         let is_whole = word & (F::DONE | F::LAST | F::DAMAGED) == F::DONE | F::LAST
             && (ETHERNET_HEADER..=DATA_ROOM).contains(&len)
-            && F::stripped_tag(word).is_none();
+            && !(F::STRIPS_UNASKED && word & F::STRIPPED != 0);
         let found = F::checksum(word);
         if !is_whole || found == Checksum::Wrong {
             return None;
@@ -222,14 +251,83 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     /// Takes whole good frames until there is anything else in the ring: nearly all there are, in a loop without calls.
     #[inline(always)]
     fn take_run(&mut self, pool: &mut PoolCache, out: &mut Burst, taken: &mut Taken) {
-        let Some((ring, buffers)) = &mut self.ring else { return };
         if self.partial.is_some() {
             return;
         }
+        if self.stripping != Stripping::Never {
+            return self.take_run_minding_tags(pool, out, taken);
+        }
+        let Some((ring, buffers)) = &mut self.ring else { return };
         let run = (self.next, ring.run(self.next));
         let filled = |desc: &Desc| taken.whole::<F>(desc.done_word());
         let n = buffers.exchange(run, pool, out, filled, |desc, at| desc.put([at.0, 0]));
         self.next = self.next.wrapping_add(n as u16);
+    }
+
+    #[inline(always)]
+    fn exchange(
+        &mut self,
+        pool: &mut PoolCache,
+        out: &mut Burst,
+        mut filled: impl FnMut(u64) -> Option<Received>,
+    ) {
+        let Some((ring, buffers)) = &mut self.ring else { return };
+        let run = (self.next, ring.run(self.next));
+        let filled = |desc: &Desc| filled(desc.done_word());
+        let n = buffers.exchange(run, pool, out, filled, |desc, at| desc.put([at.0, 0]));
+        self.next = self.next.wrapping_add(n as u16);
+    }
+
+    /// As [`take_run`](Self::take_run), where tags go, or went and have to be put back: frames the card has dealt with are
+    /// not looked at.
+    #[inline(never)]
+    fn take_run_minding_tags(&mut self, pool: &mut PoolCache, out: &mut Burst, taken: &mut Taken) {
+        if self.stripping == Stripping::Off {
+            return self.exchange(pool, out, |word| match word & F::STRIPPED {
+                0 => taken.whole::<F>(word),
+                _ => None,
+            });
+        }
+        let (first, mut n, mut untouched) = (out.len(), 0, 0u32);
+        self.exchange(pool, out, |word| {
+            let is_untouched = word & F::STRIPPED == 0;
+            // Shorter ones may be no frames without their tag.
+            if is_untouched && F::len_bytes(word) < vlan::TAGGED_BYTES {
+                return None;
+            }
+            let whole = taken.whole::<F>(word)?;
+            untouched |= u32::from(is_untouched) << n;
+            n += 1;
+            Some(whole)
+        });
+        taken.stripped(u64::from(n - untouched.count_ones()));
+        while untouched != 0 {
+            if let Some(frame) = out.get_mut(first + untouched.trailing_zeros() as usize) {
+                let done = vlan::remove_tag(frame, pool);
+                debug_assert!(done.is_ok(), "it has a whole header, and nobody else has it");
+            }
+            untouched &= untouched - 1;
+        }
+    }
+
+    /// Makes a frame what it has to be with or without its tag, whatever the card did. What is counted is what was on the
+    /// wire.
+    fn settle_tag(
+        &self,
+        frame: &mut PacketBuf,
+        word: u64,
+        pool: &mut PoolCache,
+        taken: &mut Taken,
+    ) -> Result<(), DropReason> {
+        let stripped = word & F::STRIPPED != 0;
+        match self.stripping {
+            Stripping::On if stripped => taken.stripped(1),
+            Stripping::On => vlan::remove_tag(frame, pool)?,
+            Stripping::Off if stripped => taken.bytes += put_back(frame, F::tag(word)),
+            Stripping::Never if F::STRIPS_UNASKED && stripped => taken.bytes += put_back(frame, F::tag(word)),
+            Stripping::Off | Stripping::Never => {}
+        }
+        Ok(())
     }
 
     /// Takes one buffer, whatever is in it. False when there is none, or none to put in its place.
@@ -244,12 +342,18 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
         self.next = index.wrapping_add(1);
         if let Some(mut frame) = self.take_odd(buffer, word, pool) {
             taken.bytes += frame.total_len() as u64;
-            if let Some(tag) = F::stripped_tag(word) {
-                taken.bytes += put_back(&mut frame, tag);
-            }
             frame.set_verified(taken.judge::<F>(word));
-            let pushed = out.push(frame);
-            debug_assert!(pushed.is_ok(), "the caller has looked for room");
+            match self.settle_tag(&mut frame, word, pool, taken) {
+                Ok(()) => {
+                    let pushed = out.push(frame);
+                    debug_assert!(pushed.is_ok(), "the caller has looked for room");
+                }
+                Err(reason) => {
+                    taken.bytes -= frame.total_len() as u64;
+                    self.stats.dropped(reason, 1);
+                    pool.free(frame);
+                }
+            }
         }
         true
     }
@@ -272,8 +376,11 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
         }
         if self.next != first {
             self.start();
-            self.checksums.right.add(taken.n_right);
-            self.checksums.wrong.add(taken.n_wrong);
+            self.findings.right.add(taken.n_right);
+            self.findings.wrong.add(taken.n_wrong);
+            if taken.n_stripped > 0 {
+                self.findings.stripped.add(taken.n_stripped);
+            }
         } else {
             self.n_idle = self.n_idle.wrapping_add(1);
             if self.n_idle == 0 {
@@ -283,6 +390,16 @@ impl<F: RxFormat, B: Registers> RxQueue for Rx<F, B> {
         let n = out.len() - n_before;
         self.stats.moved(n, taken.bytes);
         n
+    }
+
+    fn strip_vlan(&mut self, on: bool) -> bool {
+        self.stripping = match on {
+            true => Stripping::On,
+            false if self.stripping == Stripping::Never => Stripping::Never,
+            false => Stripping::Off,
+        };
+        self.tags.ask_to_strip(self.queue, on);
+        true
     }
 
     fn stats(&self) -> SharedStats {

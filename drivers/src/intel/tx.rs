@@ -11,9 +11,10 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use super::desc::TxFormat;
+use super::tags::Tags;
 use super::{Parked, Shared};
 use crate::burst::Burst;
-use crate::dma::{PacketBuf, PoolCache, TxBuffers};
+use crate::dma::{Iova, PacketBuf, PoolCache, TxBuffers};
 use crate::nic::fault::Fault;
 use crate::nic::regs::Doorbell;
 use crate::nic::ring::DescRing;
@@ -21,7 +22,8 @@ use crate::nic::watchdog::Watchdog;
 use crate::offload::{Offload, Offloads, checksum};
 use crate::pci::Registers;
 use crate::port::TxQueue;
-use crate::stats::{DropReason, SharedStats};
+use crate::stats::{Counter, DropReason, SharedStats};
+use crate::vlan;
 
 const ETHERNET_HEADER: usize = 14;
 /// Room for the pieces of one frame; no format takes more.
@@ -43,6 +45,38 @@ pub struct TxParts<B: Registers> {
     pub max_frame_bytes: usize,
     /// How long the device may go without completing anything while it has frames.
     pub limit: Duration,
+    /// What becomes of tags, with the control half.
+    pub tags: Arc<Tags>,
+    /// Tags the card inserts.
+    pub inserted: Arc<Counter>,
+}
+
+/// What the card is to do with one frame.
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    /// What has to be in its context.
+    context: Option<[u64; 2]>,
+    /// Complete the checksum that the context says.
+    checksum: bool,
+    /// Insert this tag.
+    tag: Option<u16>,
+}
+
+impl Work {
+    /// One piece of the frame.
+    #[inline(always)]
+    fn data<F: TxFormat>(&self, at: Iova, len_bytes: usize, total_bytes: usize, last: bool) -> [u64; 2] {
+        let words = F::data(at, len_bytes, total_bytes, last, self.checksum);
+        self.tag.map_or(words, |tag| F::tagged(words, tag))
+    }
+}
+
+/// The tag that all frames of a burst get.
+#[derive(Debug, Clone, Copy)]
+struct Tagging {
+    tag: u16,
+    /// The card may be asked.
+    by_card: bool,
 }
 
 /// What one call gave to the ring.
@@ -69,6 +103,12 @@ pub struct Tx<F: TxFormat, B: Registers> {
     stats: SharedStats,
     max_frame_bytes: usize,
     watchdog: Watchdog,
+    /// The tag that frames get.
+    tag: Option<u16>,
+    tags: Arc<Tags>,
+    /// It has told that there may be descriptors with a tag in its ring.
+    announced: bool,
+    inserted: Arc<Counter>,
     format: PhantomData<fn() -> F>,
 }
 
@@ -76,7 +116,7 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
     /// An empty queue.
     pub fn new(parts: TxParts<B>, pool: &PoolCache) -> Self {
         const { assert!(F::MAX_SEGMENTS <= PIECES) };
-        let TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit } = parts;
+        let TxParts { queue, ring, tail, shared, stats, max_frame_bytes, limit, tags, inserted } = parts;
         let size = usize::from(ring.size());
         assert!(size > F::MAX_SEGMENTS + 2, "the longest frame fits an empty ring");
         let buffers = TxBuffers::new(ring.size(), pool);
@@ -92,6 +132,10 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
             stats,
             max_frame_bytes,
             watchdog: Watchdog::new(limit),
+            tag: None,
+            tags,
+            announced: false,
+            inserted,
             format: PhantomData,
         }
     }
@@ -119,6 +163,20 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         }
     }
 
+    /// What the frames of this burst get.
+    #[inline(always)]
+    fn tagging(&mut self) -> Option<Tagging> {
+        let tag = self.tag?;
+        Some(Tagging { tag, by_card: self.tags.may_insert(self.queue, &mut self.announced) })
+    }
+
+    /// Once nothing that is to get a tag can be in the ring any more.
+    fn withdraw_tags(&mut self) {
+        if self.announced && self.tail == self.reaped && (self.tag.is_none() || !self.tags.inserts()) {
+            self.tags.withdraw(self.queue, &mut self.announced);
+        }
+    }
+
     /// Why nothing can be sent at all, if so.
     #[inline(always)]
     fn closed(&self) -> Option<DropReason> {
@@ -134,20 +192,30 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
 
     /// Makes a frame one that the card takes as it is, or says why there is none.
     #[inline(always)]
-    fn fit(&self, frame: &mut PacketBuf, pool: &mut PoolCache) -> Result<Option<[u64; 2]>, DropReason> {
-        let len = frame.total_len();
+    fn fit(
+        &self,
+        frame: &mut PacketBuf,
+        tagging: Option<Tagging>,
+        pool: &mut PoolCache,
+    ) -> Result<Work, DropReason> {
+        let tag = tagging.map_or(Ok(None), |tagging| put_tag(frame, tagging, pool))?;
+        let len = frame.total_len() + tag.map_or(0, |_| vlan::TAG_BYTES);
         if len > self.max_frame_bytes || (frame.is_chained() && frame.n_segments() > F::MAX_SEGMENTS) {
             return Err(DropReason::Oversize);
         }
         if len < F::MIN_FRAME_BYTES {
             lengthen(frame, pool, F::MIN_FRAME_BYTES)?;
         }
-        let Some(work) = frame.offload() else { return Ok(None) };
-        let context = F::OFFLOADS.contains(Offloads::CSUM).then(|| F::context(&work)).flatten();
-        if context.is_none() {
-            complete(frame, &work, pool)?;
+        let mut context = None;
+        if let Some(work) = frame.offload() {
+            context = F::OFFLOADS.contains(Offloads::CSUM).then(|| F::context(&work)).flatten();
+            if context.is_none() {
+                complete(frame, &work, pool)?;
+            }
         }
-        Ok(context)
+        let checksum = context.is_some();
+        let context = tag.map_or(context, |tag| F::tag_context(context, tag));
+        Ok(Work { context, checksum, tag })
     }
 
     /// Gives one descriptor to the ring. The caller has made sure that there is one.
@@ -161,15 +229,15 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
 
     /// Posts a frame.
     #[inline(always)]
-    fn post(&mut self, frame: PacketBuf, context: Option<[u64; 2]>) {
-        if context.is_some() && context != self.context {
-            self.context = context;
-            context.into_iter().for_each(|words| self.put(words, None));
+    fn post(&mut self, frame: PacketBuf, work: Work) {
+        if work.context.is_some() && work.context != self.context {
+            self.context = work.context;
+            work.context.into_iter().for_each(|words| self.put(words, None));
         }
         if frame.is_chained() {
-            self.post_chain(frame, context.is_some());
+            self.post_chain(frame, work);
         } else {
-            let words = F::data(frame.iova(), frame.len(), frame.len(), true, context.is_some());
+            let words = work.data::<F>(frame.iova(), frame.len(), frame.len(), true);
             self.put(words, Some(frame));
         }
     }
@@ -201,9 +269,14 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         n_free: usize,
         posted: &mut Posted,
     ) -> usize {
-        let (mut n, mut needed) = (0, 0);
+        let tagging = self.tagging();
+        let (mut n, mut needed, mut n_inserted) = (0, 0, 0);
         for frame in from.iter() {
-            let n_segments = if frame.is_plain() { 1 } else { frame.n_segments().min(F::MAX_SEGMENTS) + 1 };
+            let n_segments = if frame.is_plain() && tagging.is_none() {
+                1
+            } else {
+                frame.n_segments().min(F::MAX_SEGMENTS) + 1
+            };
             needed += n_segments;
             if needed > n_free || is_beyond::<F>(frame) {
                 break;
@@ -211,11 +284,12 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
             n += 1;
         }
         for mut frame in from.take_front(n) {
-            match self.fit(&mut frame, pool) {
-                Ok(context) => {
+            match self.fit(&mut frame, tagging, pool) {
+                Ok(work) => {
                     posted.bytes += frame.total_len() as u64;
                     posted.n += 1;
-                    self.post(frame, context);
+                    n_inserted += u64::from(work.tag.is_some());
+                    self.post(frame, work);
                 }
                 Err(reason) => {
                     self.stats.dropped(reason, 1);
@@ -223,11 +297,15 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
                 }
             }
         }
+        if n_inserted > 0 {
+            posted.bytes += n_inserted * vlan::TAG_BYTES as u64;
+            self.inserted.add(n_inserted);
+        }
         n
     }
 
     #[inline(never)]
-    fn post_chain(&mut self, frame: PacketBuf, checksum: bool) {
+    fn post_chain(&mut self, frame: PacketBuf, work: Work) {
         let total = frame.total_len();
         let mut pieces = ArrayVec::<_, PIECES>::new();
         for piece in frame.segment_bufs().filter(|piece| piece.len() > 0).take(PIECES) {
@@ -237,11 +315,23 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         let n = pieces.len();
         for (index, (at, len)) in pieces.into_iter().enumerate() {
             let is_last = index + 1 == n;
-            let words = F::data(at, len, total, is_last, checksum);
+            let words = work.data::<F>(at, len, total, is_last);
             self.put(words, if is_last { frame.take() } else { None });
         }
         debug_assert!(frame.is_none(), "a frame with bytes has a piece");
     }
+}
+
+/// Puts the tag on; the card does (then it is returned) where it makes no difference: where a tag is inserted behind the addresses of
+/// an untagged frame.
+fn put_tag(frame: &mut PacketBuf, tagging: Tagging, pool: &mut PoolCache) -> Result<Option<u16>, DropReason> {
+    let header = frame.data().first_chunk::<{ vlan::TAGGED_BYTES }>();
+    let untagged = header.is_some_and(|[.., a, b, _, _, _, _]| [*a, *b] != vlan::TPID);
+    if tagging.by_card && untagged {
+        return Ok(Some(tagging.tag));
+    }
+    vlan::add_tag(frame, tagging.tag, pool)?;
+    Ok(None)
 }
 
 /// Zeros behind a frame that is too short for the card.
@@ -280,10 +370,12 @@ impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
         let Some(mask) = self.ring.as_ref().map(|(ring, _)| ring.mask()) else { return 0 };
         // One descriptor always stays unused.
         let n_free = usize::from(mask.wrapping_sub(self.tail.wrapping_sub(self.reaped)));
-        let mut posted = Posted::default();
-        let mut n = self.post_run(from, n_free, &mut posted);
-        if !from.is_empty() && self.tail & mask == 0 {
-            n += self.post_run(from, n_free - n, &mut posted);
+        let (mut posted, mut n) = (Posted::default(), 0);
+        if self.tag.is_none() {
+            n = self.post_run(from, n_free, &mut posted);
+            if !from.is_empty() && self.tail & mask == 0 {
+                n += self.post_run(from, n_free - n, &mut posted);
+            }
         }
         if !from.is_empty() && n < n_free {
             n += self.post_rest(pool, from, n_free - n, &mut posted);
@@ -305,8 +397,17 @@ impl<F: TxFormat, B: Registers> TxQueue for Tx<F, B> {
         F::OFFLOADS
     }
 
+    fn insert_vlan(&mut self, tag: Option<u16>) -> bool {
+        if tag.is_some() && !self.tags.can_insert() {
+            return false;
+        }
+        self.tag = tag;
+        true
+    }
+
     fn poll_control(&mut self) {
         self.reap(TxBuffers::send_home);
+        self.withdraw_tags();
     }
 
     fn stats(&self) -> SharedStats {

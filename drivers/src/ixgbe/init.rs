@@ -9,6 +9,7 @@ use super::{Kind, counters, regs};
 use crate::dma::DATA_ROOM;
 use crate::intel::common::{self, Addresses, Rings};
 use crate::intel::nic::{Chip, Limits, RingPlace};
+use crate::intel::tags::Switch;
 use crate::mac::MacAddr;
 use crate::nic::counters::Row;
 use crate::nic::filters::Program;
@@ -187,6 +188,7 @@ impl<B: Registers> Chip for Ixgbe<B> {
     type Bar = B;
     type Rx = TenGigabitRx;
     type Tx = AdvancedTx;
+    const TAGS: Switch = Switch::EachQueue;
 
     fn limits(&self) -> Limits {
         Limits {
@@ -270,6 +272,14 @@ impl<B: Registers> Chip for Ixgbe<B> {
         let unicast = if program.promiscuous { fctrl::UPE } else { 0 };
         let multicast = if program.all_multicast { fctrl::MPE } else { 0 };
         self.regs.write(FCTRL, fctrl::BAM | unicast | multicast);
+    }
+
+    fn strip_tags(&mut self, queues: u32) {
+        for q in 0..usize::from(self.n_queue_pairs) {
+            let (clear, set) = if queues >> q & 1 == 0 { (dctl::VME, 0) } else { (0, dctl::VME) };
+            self.regs.change(RXDCTL.at(q), clear, set);
+        }
+        self.regs.read(STATUS); // the writes have arrived
     }
 
     fn enable(&mut self, vectors: usize) -> Result<(), WaitError> {

@@ -228,6 +228,8 @@ pub mod dctl {
     pub const ENABLE: u32 = 1 << 25;
     /// Write back what is done and drop the rest.
     pub const SWFLSH: u32 = 1 << 26;
+    /// Strip VLAN tags; of [`RXDCTL`] alone.
+    pub const VME: u32 = 1 << 30;
 }
 
 /// Bits of [`RDRXCTL`].

@@ -9,6 +9,8 @@ use super::model::{Card, Fault, Function, Model, Module};
 use super::{Nic, open};
 use crate::burst::Burst;
 use crate::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
+use crate::intel::tags::Switch;
+use crate::intel::trials::tags::{self, Rig};
 use crate::mac::MacAddr;
 use crate::nic::model::{Card as Common, Fault as CommonFault, Handle, ModelFunction, ModelMemory};
 use crate::offload::{F_NEEDS_CSUM, Offload};
@@ -418,4 +420,38 @@ fn link_of_a_backplane_goes_and_comes_with_its_interrupt() {
     assert_eq!(bench.nic.link(), UP);
     bench.works();
     bench.finish();
+}
+
+/// For the trials of tags, which all of Intel's cards pass.
+fn tagging_rig(n_queues: u16) -> Rig<Function> {
+    let Bench { nic, card, pool, cache, queues } = Bench::with_queues(0x10fb, n_queues);
+    Rig {
+        nic: Box::new(nic),
+        card,
+        pool,
+        cache,
+        queues,
+        switch: Switch::EachQueue,
+        n_tags: |card| card.chip.n_tags,
+    }
+}
+
+#[test]
+fn tags_by_the_card_are_those_of_software() {
+    tags::every_frame_is_the_same(tagging_rig(1));
+}
+
+#[test]
+fn bursts_of_all_kinds_get_their_tags_in_order() {
+    tags::mixed_bursts_keep_their_order(tagging_rig(1));
+}
+
+#[test]
+fn tags_of_frames_under_way_at_a_switch_are_right() {
+    tags::frames_under_way_while_the_card_is_switched_are_right(tagging_rig(1));
+}
+
+#[test]
+fn queues_decide_on_their_tags_by_themselves() {
+    tags::queue_that_wants_its_tags_keeps_them(tagging_rig(2));
 }

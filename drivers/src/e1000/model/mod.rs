@@ -16,6 +16,9 @@ use crate::nic::model::{Card, DeviceMemory, Fault, Model};
 
 const CTRL_RST: u32 = 1 << 26;
 const CTRL_SLU: u32 = 1 << 6;
+/// VLAN mode: both directions, all queues.
+const CTRL_VME: u32 = 1 << 30;
+const VET: usize = 0x38;
 const CTRL_MASTER_DISABLE: u32 = 1 << 2;
 const LSC: u32 = 1 << 2;
 const OTHER: u32 = 1 << 24;
@@ -51,6 +54,8 @@ pub struct E1000Model {
     late: Option<(u64, [u64; 2])>,
     /// RFCTL takes no writes.
     pub stuck_format: bool,
+    /// Frames a tag was taken off, and those one was inserted in.
+    pub n_tags: [u64; 2],
 }
 
 impl E1000Model {
@@ -76,6 +81,7 @@ impl E1000Model {
             mask: 0,
             late: None,
             stuck_format: false,
+            n_tags: [0; 2],
         };
         model.reset();
         model

@@ -1,12 +1,13 @@
 //! The receiver: filters, queues, legacy and extended descriptors (8254x 3.2, 82574 7.1).
 
-use super::{Chip, E1000Model};
+use super::{CTRL_VME, Chip, E1000Model, VET};
 use crate::intel::model::{self as parts, Checks};
 use crate::nic::model::Fault;
 
 const BUFFER_BYTES: usize = 2048;
 const DD: u64 = 1;
 const EOP: u64 = 2;
+const VP: u64 = 1 << 3;
 const UDPCS: u64 = 1 << 4;
 const TCPCS: u64 = 1 << 5;
 const IPCS: u64 = 1 << 6;
@@ -45,11 +46,15 @@ impl E1000Model {
 
     fn deliver(&mut self, queue: usize, frame: &[u8]) {
         let (checks, errors) = self.checksums(frame);
+        let mut frame = frame.to_vec();
+        let vlan_mode = self.reg(0) & CTRL_VME != 0;
+        let tag = vlan_mode.then(|| parts::strip_tag(&mut frame, self.reg(VET))).flatten();
+        self.n_tags[0] += u64::from(tag.is_some());
         let n = frame.len().div_ceil(BUFFER_BYTES).max(1);
         for (index, piece) in frame.chunks(BUFFER_BYTES).enumerate() {
             let [buffer, _] = self.card.read_descriptor(self.rx[queue].at(0));
             self.card.write(buffer, piece);
-            let mut status = DD | if index + 1 == n { EOP | checks } else { 0 };
+            let mut status = DD | if index + 1 == n { EOP | checks | tag.map_or(0, |_| VP) } else { 0 };
             let mut errors = if index + 1 == n { errors } else { 0 };
             let mut len = piece.len() as u64;
             let mut ahead = 0;
@@ -68,9 +73,10 @@ impl E1000Model {
                 _ => {}
             }
             let extended = self.chip == Chip::I82574 && self.reg(0x5008) & 1 << 15 != 0;
+            let tag = tag.filter(|_| status & VP != 0).map_or(0, |tag| u64::from(tag) << 48);
             let words = match extended {
-                true => [0, status | errors << 24 | len << 32],
-                false => [buffer, len | (status & !UDPCS) << 32 | errors << 40],
+                true => [0, status | errors << 24 | len << 32 | tag],
+                false => [buffer, len | (status & !UDPCS) << 32 | errors << 40 | tag],
             };
             let at = self.rx[queue].at(ahead);
             if late {

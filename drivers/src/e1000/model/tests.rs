@@ -43,6 +43,9 @@ impl<K: Kind> Subject for E1000<K, ModelBar<E1000Model>> {
     fn unmask(model: &mut E1000Model) {
         model.unmask();
     }
+    fn n_tags(model: &E1000Model) -> [u64; 2] {
+        model.n_tags
+    }
     fn stick_format(model: &mut E1000Model, stuck: bool) {
         model.stuck_format = stuck;
     }
@@ -72,6 +75,12 @@ mod i82574 {
         second_start_and_too_many_queue_pairs_are_refused
         pool_too_small_for_the_ring_is_an_error_with_the_remedy
         halves_dropped_before_the_stop_keep_their_buffers_until_the_reset;
+        tags:
+        tags_by_the_card_are_those_of_software
+        bursts_of_all_kinds_get_their_tags_in_order
+        tags_of_frames_under_way_at_a_switch_are_right
+        queues_decide_on_their_tags_by_themselves
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         trap_01_frame_is_whole_once_its_done_bit_is_seen
         trap_01_descriptor_that_is_written_late_costs_its_frame_only
@@ -115,6 +124,11 @@ mod i82545 {
         second_start_and_too_many_queue_pairs_are_refused
         pool_too_small_for_the_ring_is_an_error_with_the_remedy
         halves_dropped_before_the_stop_keep_their_buffers_until_the_reset;
+        tags:
+        tags_by_the_card_are_those_of_software
+        bursts_of_all_kinds_get_their_tags_in_order
+        tags_of_frames_under_way_at_a_switch_are_right
+        card_that_was_reset_is_asked_for_tags_anew;
         traps:
         trap_01_frame_is_whole_once_its_done_bit_is_seen
         trap_01_descriptor_that_is_written_late_costs_its_frame_only

@@ -1,13 +1,19 @@
 //! The transmitter: legacy, context and data descriptors (8254x 3.3, 82574 7.2).
 
-use super::E1000Model;
-use crate::intel::model::internet_checksum;
+use super::{CTRL_VME, E1000Model, VET};
+use crate::intel::model::{insert_tag, internet_checksum};
 
 const EOP: u64 = 1 << 24;
 const RS: u64 = 1 << 27;
 const DEXT: u64 = 1 << 29;
 const DD: u64 = 1 << 32;
+const VLE: u64 = 1 << 30;
 const TXSM: u64 = 1 << 41;
+
+/// What the last descriptor of a frame wants inserted.
+fn tag_of(command: u64) -> Option<u16> {
+    (command & VLE != 0).then_some((command >> 48) as u16)
+}
 
 impl E1000Model {
     /// Sends what queue `queue` has.
@@ -26,7 +32,7 @@ impl E1000Model {
                 let piece = self.card.read_bytes(address, len as usize);
                 self.gathered[queue].extend(piece);
                 if command & EOP != 0 {
-                    self.transmit(queue, command & DEXT != 0 && command & TXSM != 0);
+                    self.transmit(queue, command & DEXT != 0 && command & TXSM != 0, tag_of(command));
                 }
             }
             if command & RS != 0 {
@@ -36,7 +42,7 @@ impl E1000Model {
         }
     }
 
-    fn transmit(&mut self, queue: usize, checksum: bool) {
+    fn transmit(&mut self, queue: usize, checksum: bool, tag: Option<u16>) {
         let mut frame = std::mem::take(&mut self.gathered[queue]);
         if checksum {
             let [places, _] = self.contexts[queue];
@@ -45,6 +51,11 @@ impl E1000Model {
             if let Some(field) = frame.get_mut(place..place + 2) {
                 field.copy_from_slice(&sum.to_be_bytes());
             }
+        }
+        // In VLAN mode alone (8254x 9.2.1), with the type from VET.
+        if let Some(tag) = tag.filter(|_| self.reg(0) & CTRL_VME != 0) {
+            insert_tag(&mut frame, self.reg(VET) as u16, tag);
+            self.n_tags[1] += 1;
         }
         if self.reg(0x400) & 8 != 0 && frame.len() < 60 {
             frame.resize(60, 0);

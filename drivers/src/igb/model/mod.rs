@@ -1,6 +1,6 @@
 //! An 82576, I350, I210 or I211 in software, written from the datasheets: registers with their side effects, queues,
 //! address filters, hashing, checksums, statistics, link, PHY behind its semaphore, MSI-X. Not modelled: flow control,
-//! VLAN filters and tags, multicast table, virtual machine queues, serial links, TSO, moderation, manageability.
+//! VLAN filters, multicast table, virtual machine queues, serial links, TSO, moderation, manageability.
 
 use std::sync::Arc;
 
@@ -15,6 +15,9 @@ const BAR_BYTES: usize = 0x2_0000;
 const CTRL_RST: u32 = 1 << 26;
 const CTRL_SLU: u32 = 1 << 6;
 const CTRL_GIO_DIS: u32 = 1 << 2;
+/// VLAN mode: both directions, all queues.
+const CTRL_VME: u32 = 1 << 30;
+const VET: usize = 0x38;
 const RCTL: usize = 0x100;
 const TCTL: usize = 0x400;
 const ENABLE: u32 = 1 << 1;
@@ -170,8 +173,10 @@ impl IgbModel {
             let strips = self.reg(RCTL) & RCTL_SECRC != 0
                 && (self.kind == Kind::I82576 || self.queues.read(false, queue, 0x38) & STRCRC != 0);
             let mut stored = frame.clone();
-            stored.resize(frame.len() + if strips { 0 } else { 4 }, 0xfc);
-            if self.queues.deliver(&mut self.card, queue, &stored, found, None) {
+            let vlan_mode = self.reg(0) & CTRL_VME != 0;
+            let tag = vlan_mode.then(|| parts::strip_tag(&mut stored, self.reg(VET))).flatten();
+            stored.resize(stored.len() + if strips { 0 } else { 4 }, 0xfc);
+            if self.queues.deliver(&mut self.card, queue, &stored, found, tag) {
                 self.stats.received(&frame);
             } else if self.queues.read(false, queue, 0x0c) >> 31 == 1 {
                 let n = self.queues.read(false, queue, 0x30);
@@ -187,8 +192,9 @@ impl IgbModel {
         if self.reg(TCTL) & ENABLE == 0 || !self.link_is_up() {
             return;
         }
+        let tag_type = (self.reg(0) & CTRL_VME != 0).then_some(self.reg(VET) as u16);
         for queue in 0..self.kind.n_queue_pairs().into() {
-            for frame in self.queues.send(&self.card, queue) {
+            for frame in self.queues.send(&self.card, queue, tag_type) {
                 self.stats.sent(&frame);
                 self.card.wire.from_nic.push(frame);
             }

@@ -106,7 +106,8 @@ impl IgbvfModel {
     /// Whether the card gives a frame to this function, and with which tag taken off.
     fn admits(&self, frame: &[u8]) -> Option<Option<u16>> {
         let granted = &self.pf.granted;
-        let tag = (frame.get(12..14)? == [0x81, 0]).then(|| u16::from_be_bytes([frame[14], frame[15]]));
+        let tagged = frame.get(12..14)? == [0x81, 0] && frame.len() >= 18;
+        let tag = tagged.then(|| u16::from_be_bytes([frame[14], frame[15]]));
         let vlan_fits = tag.is_none_or(|tag| granted.vlans.contains(&(tag & 0xfff)));
         let len = frame.len() + 4;
         let fits = match frame[..6] {
@@ -190,7 +191,7 @@ impl Model for IgbvfModel {
             return;
         }
         if self.cable && self.pf.granted.known {
-            for frame in self.queues.send(&self.card, 0) {
+            for frame in self.queues.send(&self.card, 0, Some(0x8100)) {
                 self.count([0xf14, 0xf34], frame.len() + 4);
                 self.card.wire.from_nic.push(frame);
             }

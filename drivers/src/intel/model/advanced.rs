@@ -22,6 +22,7 @@ const IPE: u64 = 1 << 30;
 const TX_EOP: u64 = 1 << 24;
 const TX_RS: u64 = 1 << 27;
 const TX_DEXT: u64 = 1 << 29;
+const TX_VLE: u64 = 1 << 30;
 const TX_DD: u64 = 1 << 32;
 const TX_TXSM: u64 = 1 << 41;
 
@@ -59,6 +60,10 @@ pub struct Queues {
     pub stuck_format: bool,
     /// Queues never get enabled.
     pub never_enables: bool,
+    /// Frames a tag was taken off, and those one was inserted in.
+    pub n_stripped: u64,
+    /// See `n_stripped`.
+    pub n_inserted: u64,
 }
 
 impl Queues {
@@ -144,6 +149,7 @@ impl Queues {
         if (queue.ring.available() as usize) < n {
             return false;
         }
+        self.n_stripped += u64::from(tag.is_some());
         for (piece_index, piece) in frame.chunks(room).enumerate() {
             let [buffer, _] = card.read_descriptor(queue.ring.at(0));
             card.write(buffer, piece);
@@ -176,8 +182,9 @@ impl Queues {
         true
     }
 
-    /// Sends what a queue has: the frames, their checksums completed, short ones padded.
-    pub fn send(&mut self, card: &Card, index: usize) -> Vec<Vec<u8>> {
+    /// Sends what a queue has: the frames, their checksums completed, tags inserted with this type (none when the card is not
+    /// in VLAN mode), short ones padded.
+    pub fn send(&mut self, card: &Card, index: usize, tag_type: Option<u16>) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let Some(queue) = self.tx.get_mut(index).filter(|queue| queue.is_on()) else { return frames };
         while queue.ring.available() > 0 {
@@ -189,7 +196,9 @@ impl Queues {
                 3 => {
                     queue.gathered.extend(card.read_bytes(address, (command & 0xffff) as usize));
                     if command & TX_EOP != 0 {
-                        frames.push(finish(queue, command));
+                        let (frame, tagged) = finish(queue, command, tag_type);
+                        self.n_inserted += u64::from(tagged);
+                        frames.push(frame);
                     }
                 }
                 other => panic!("descriptor type {other}"),
@@ -204,20 +213,25 @@ impl Queues {
 }
 
 /// The whole frame, as its last descriptor wants it.
-fn finish(queue: &mut Queue, command: u64) -> Vec<u8> {
+fn finish(queue: &mut Queue, command: u64, tag_type: Option<u16>) -> (Vec<u8>, bool) {
     let mut frame = std::mem::take(&mut queue.gathered);
     assert_eq!(command >> 46, frame.len() as u64, "PAYLEN");
+    let [lengths, kind] = queue.contexts[(command >> 36 & 1) as usize];
     if command & TX_TXSM != 0 {
-        let [lengths, kind] = queue.contexts[(command >> 36 & 1) as usize];
         let start = (lengths >> 9 & 0x7f) as usize + (lengths & 0x1ff) as usize;
         let place = start + if kind >> 11 & 3 == 1 { 16 } else { 6 };
         let sum = internet_checksum(&frame[start..]);
         frame[place..place + 2].copy_from_slice(&sum.to_be_bytes());
     }
+    // 82576 7.4: the type from VET, the tag from the context.
+    let tag_type = tag_type.filter(|_| command & TX_VLE != 0);
+    if let Some(kind) = tag_type {
+        super::insert_tag(&mut frame, kind, (lengths >> 16) as u16);
+    }
     if frame.len() < 60 {
         frame.resize(60, 0);
     }
-    frame
+    (frame, tag_type.is_some())
 }
 
 fn happens_once(fault: Fault) -> bool {

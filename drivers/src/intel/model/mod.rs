@@ -50,6 +50,22 @@ impl Ring {
     }
 }
 
+/// Takes the tag off a frame whose type is `kind`, as VLAN mode does (8254x 9.2.2, 82576 7.4): the tag.
+pub fn strip_tag(frame: &mut Vec<u8>, kind: u32) -> Option<u16> {
+    let [.., a, b, c, d] = *frame.first_chunk::<16>()?;
+    let tagged = u32::from(u16::from_be_bytes([a, b])) == kind & 0xffff && frame.len() >= 18;
+    tagged.then(|| {
+        frame.drain(12..16);
+        u16::from_be_bytes([c, d])
+    })
+}
+
+/// Inserts a tag behind the addresses.
+pub fn insert_tag(frame: &mut Vec<u8>, kind: u16, tag: u16) {
+    let bytes = kind.to_be_bytes().into_iter().chain(tag.to_be_bytes());
+    frame.splice(12..12, bytes);
+}
+
 /// The ones' complement sum that ends up in a packet, over `bytes`.
 pub fn internet_checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;

@@ -54,6 +54,8 @@ pub trait Subject: Sized + 'static {
     fn masks(model: &Self::Model) -> [u32; 2];
     /// All interrupts are on, as the driver before left them.
     fn unmask(model: &mut Self::Model);
+    /// Frames the card took a tag off, and frames it inserted one in.
+    fn n_tags(model: &Self::Model) -> [u64; 2];
     /// The register that chooses the descriptor format takes no writes.
     fn stick_format(model: &mut Self::Model, stuck: bool);
 }

@@ -3,6 +3,7 @@
 //! ([`Subject`]) and lists the trials that apply to it ([`trials!`]); each becomes a test of that name there.
 
 mod bench;
+pub mod tags;
 pub mod traps;
 
 use crate::burst::{BURST, Burst};
@@ -18,7 +19,11 @@ const OTHER_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 9, 9, 9]);
 
 /// Makes tests of trials: `trials!(Card: one_doorbell_a_burst; traps: trap_05_...)`.
 macro_rules! trials {
-    ($subject:ty: $($name:ident)*; traps: $($trap:ident)*) => {
+    ($subject:ty: $($name:ident)*; $(tags: $($tag:ident)*;)? traps: $($trap:ident)*) => {
+        $($(#[test]
+        fn $tag() {
+            crate::intel::trials::tags::$tag::<$subject>();
+        })*)?
         $(#[test]
         fn $name() {
             crate::intel::trials::$name::<$subject>();

@@ -116,6 +116,8 @@ pub struct Model {
     contexts: Vec<[offload::Context; 2]>,
     rx: Vec<Place>,
     wire_in: VecDeque<Vec<u8>>,
+    /// Frames a tag was taken off, and those one was inserted in.
+    pub n_tags: [u64; 2],
     /// Frames that passed the filters and wait for descriptors: the packet buffer.
     buffered: VecDeque<rx::Accepted>,
     buffered_bytes: usize,
@@ -143,6 +145,7 @@ impl Model {
             contexts: vec![Default::default(); N_QUEUES],
             rx: vec![Place::default(); N_QUEUES],
             wire_in: VecDeque::new(),
+            n_tags: [0; 2],
             buffered: VecDeque::new(),
             buffered_bytes: 0,
             sent: Vec::new(),

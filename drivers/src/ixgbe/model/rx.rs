@@ -169,6 +169,7 @@ impl Model {
         for (i, piece) in pieces.iter().enumerate() {
             self.fill(memory, queue, piece, (i + 1 == pieces.len()).then_some(&whole), kind == 0);
         }
+        self.n_tags[0] += u64::from(tag.is_some());
         self.stats.add(stats::RXDGPC, 1);
         self.stats.add(stats::RXDGBC, bytes.len() as u64);
         let counter = self.stat_of(RQSMR, queue);

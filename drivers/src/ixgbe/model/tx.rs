@@ -165,6 +165,7 @@ impl Model {
             let kind = (self.reg(DMATXCTL) >> 16) as u16;
             let [a, b, c, d] = [kind.to_be_bytes(), tag.to_be_bytes()].concat()[..] else { return };
             frame.splice(12..12, [a, b, c, d]);
+            self.n_tags[1] += 1;
         }
         if self.reg(HLREG0) & HLREG0_TXPADEN != 0 && frame.len() < 60 {
             frame.resize(60, 0);
