@@ -20,6 +20,8 @@ pub(crate) struct RxHalf {
     pub queue: Option<Box<dyn RxQueue>>,
     /// The link in front of it, when it is the end of a fused ring.
     pub link: Option<u16>,
+    /// It takes tags off by itself.
+    pub strips: bool,
     /// It panicked while nobody asked it for packets: left alone from then on.
     pub faulty: bool,
     /// Its code is running, or panicked.
@@ -33,6 +35,8 @@ pub(crate) struct TxHalf {
     pub pending: Burst,
     /// As [`RxHalf::link`].
     pub link: Option<u16>,
+    /// What it does to tags by itself, also to what is pending.
+    pub inserts: VlanOp,
     /// When the pending burst was first refused, in ticks.
     pub since: Option<u64>,
     /// Merge: the input served first next time.

@@ -17,7 +17,7 @@ use crate::handover::{Parcel, SlotBook};
 use crate::link::Link;
 use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
 use crate::stats::{ComponentStats, CycleCounters, Cycles};
-use crate::{classifier, forwarder, local, merger, mirror};
+use crate::{classifier, forwarder, local, merger, mirror, tags};
 
 /// What a turn of all components came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +156,7 @@ impl Engine {
             let half = &mut self.slots.tx[usize::from(slot.0)];
             (half.queue, half.faulty) = (Some(queue), false);
         }
+        tags::share_out(&mut change.plan, &mut self.slots, &mut self.pool);
         std::mem::swap(&mut self.links, links);
         self.link();
         std::mem::swap(&mut self.plan, &mut done.old);
@@ -194,7 +195,7 @@ impl Engine {
 
     fn release_rx(&mut self, slot: RxSlot, done: &mut Done) {
         let half = self.slots.rx.get_mut(usize::from(slot.0));
-        if let Some(queue) = half.and_then(|half| half.queue.take()) {
+        if let Some(queue) = half.and_then(tags::leave_rx) {
             done.rx_out.push((slot, queue));
         }
     }
@@ -230,7 +231,7 @@ impl Engine {
             queue.stats().dropped(DropReason::ComponentGone, n);
         }
         half.since = None;
-        if let Some(queue) = half.queue.take() {
+        if let Some(queue) = tags::leave_tx(half, &mut self.pool) {
             done.tx_out.push((slot, queue));
         }
     }

@@ -1,33 +1,17 @@
-//! Ethernet and 802.1Q headers of frames in packet buffers: parse, tag, untag.
+//! Ethernet and 802.1Q headers of frames in packet buffers: what the classifier looks at.
 //!
 //! Called by components on the polling cores. Frames come from the wire and from guests, so every
-//! length is checked; the buffer itself is ours alone. Only TPID 0x8100 is a tag here: a
-//! frame that begins with 0x88a8 (802.1ad) counts as untagged, and of two tags only the outer is seen.
-//!
-//! | operation | untagged | tagged 0x8100 | 0x88a8 |
-//! |---|---|---|---|
-//! | add | tag inserted | VLAN id and priority overwritten, DEI cleared | 0x8100 tag inserted before it |
-//! | del | unchanged | outer tag removed | unchanged |
-//!
-//! No FCS is written: buffers hold frames without one.
+//! length is checked; the buffer itself is ours alone. How tags are put on and taken off is with the drivers
+//! ([`spp_drivers::vlan`]), some of which have their card do it.
 
-use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::stats::DropReason;
 
-use crate::plan::VlanOp;
-
-/// Length of an Ethernet header without tag, in bytes: the shortest frame a component passes on.
-pub const ETHERNET_BYTES: usize = 14;
-
-/// Length of a tag in bytes.
-pub const TAG_BYTES: usize = 4;
+pub use spp_drivers::vlan::{ETHERNET_BYTES, TAG_BYTES, apply, gather_header};
+use spp_drivers::vlan::{TAGGED_BYTES, TPID};
 
 /// VLAN id 4095 is reserved: no frame may carry it (802.1Q 9.6).
 pub const VID_RESERVED: u16 = 4095;
 
-const TAGGED_BYTES: usize = ETHERNET_BYTES + TAG_BYTES;
-const TPID: [u8; 2] = [0x81, 0x00];
-const TPID_AT: usize = 12;
 const VID_MASK: u16 = 0x0fff;
 const MAC_MASK: u64 = 0xffff_ffff_ffff;
 
@@ -67,112 +51,14 @@ fn parse_short(data: &[u8]) -> Result<Header, DropReason> {
     Ok(Header { dst: u64::from_le_bytes([a, b, c, d, e, f, 0, 0]), vid: 0 })
 }
 
-/// Brings the header of a chained frame into its first segment, if a sender split it there.
-/// Whatever else was cut up stays so.
-#[inline(always)]
-pub fn gather_header(packet: &mut PacketBuf, pool: &mut PoolCache) {
-    if packet.len() < TAGGED_BYTES && packet.is_chained() {
-        gather_header_slow(packet, pool);
-    }
-}
-
-#[cold]
-fn gather_header_slow(packet: &mut PacketBuf, pool: &mut PoolCache) {
-    if packet.own_chain(pool).is_err() {
-        return; // without a copy the frame is judged by what its first segment holds
-    }
-    // Each round empties a segment or ends with a whole header, so rounds are bounded by the chain.
-    while packet.len() < TAGGED_BYTES {
-        let Some(mut rest) = packet.unchain() else { return };
-        let n = (TAGGED_BYTES - packet.len()).min(rest.len());
-        let mut moved = [0; TAGGED_BYTES];
-        moved[..n].copy_from_slice(&rest.data()[..n]);
-        let fits = packet.append(&moved[..n]).and_then(|()| rest.pull_front(n));
-        let next = if rest.len() == 0 && fits.is_ok() { rest.unchain() } else { Some(rest) };
-        if let Some(next) = next {
-            packet.chain(next);
-        }
-        if fits.is_err() {
-            return; // no tailroom: the frame is judged by what its first segment holds
-        }
-    }
-}
-
-/// Applies one operation to a frame, to this handle of it alone: what others read does not change. On error the frame
-/// is unchanged and must be dropped for that reason.
-#[inline(always)]
-pub fn apply(op: VlanOp, packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
-    match op {
-        VlanOp::None => Ok(()),
-        VlanOp::Add { vid, pcp } => add_tag(packet, tci(vid, pcp), pool),
-        VlanOp::Del => remove_tag(packet, pool),
-    }
-}
-
-/// The tag control information for a VLAN id and a priority, DEI clear.
-#[inline(always)]
-const fn tci(vid: u16, pcp: u8) -> [u8; 2] {
-    ((pcp as u16) << 13 | vid & VID_MASK).to_be_bytes()
-}
-
-/// True when the outer tag is there and whole; `Runt` when the frame ends within its header.
-#[inline(always)]
-fn is_tagged(data: &[u8]) -> Result<bool, DropReason> {
-    let header = data.first_chunk::<ETHERNET_BYTES>().ok_or(DropReason::Runt)?;
-    match [header[12], header[13]] == TPID {
-        true if data.len() < TAGGED_BYTES => Err(DropReason::Runt),
-        tagged => Ok(tagged),
-    }
-}
-
-#[inline(always)]
-fn add_tag(packet: &mut PacketBuf, tci: [u8; 2], pool: &mut PoolCache) -> Result<(), DropReason> {
-    gather_header(packet, pool);
-    let tagged = is_tagged(packet.data())?;
-    packet.make_own(pool).map_err(|_| DropReason::NoBuffer)?;
-    if tagged {
-        packet.data_mut()[TPID_AT + 2..TAGGED_BYTES - 2].copy_from_slice(&tci);
-        return Ok(());
-    }
-    packet.push_front(TAG_BYTES).map_err(|_| DropReason::NoRoomForTag)?;
-    let data = packet.data_mut();
-    data.copy_within(TAG_BYTES..TAG_BYTES + TPID_AT, 0);
-    data[TPID_AT..TPID_AT + 2].copy_from_slice(&TPID);
-    data[TPID_AT + 2..TPID_AT + 4].copy_from_slice(&tci);
-    shift_offload(packet, |at| at.saturating_add(TAG_BYTES as u16));
-    Ok(())
-}
-
-#[inline(always)]
-fn remove_tag(packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
-    gather_header(packet, pool);
-    if !is_tagged(packet.data())? {
-        return Ok(());
-    }
-    packet.make_own(pool).map_err(|_| DropReason::NoBuffer)?;
-    packet.data_mut().copy_within(0..TPID_AT, TAG_BYTES);
-    packet.pull_front(TAG_BYTES).map_err(|_| DropReason::Runt)?;
-    shift_offload(packet, |at| at.saturating_sub(TAG_BYTES as u16));
-    Ok(())
-}
-
-/// Keeps checksum and segmentation positions where they were in the payload.
-#[inline(always)]
-fn shift_offload(packet: &mut PacketBuf, shift: impl Fn(u16) -> u16) {
-    if let Some(mut offload) = packet.offload() {
-        offload.csum_start = shift(offload.csum_start);
-        if offload.hdr_len != 0 {
-            offload.hdr_len = shift(offload.hdr_len);
-        }
-        packet.set_offload(Some(offload));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::VlanOp;
     use spp_drivers::MacAddr;
-    use spp_drivers::dma::{DmaSpace, HEADROOM, Offload, Pool, PoolCache, PoolConfig};
+    use spp_drivers::dma::{DmaSpace, HEADROOM, Offload, PacketBuf, Pool, PoolCache, PoolConfig};
+
+    const TPID_AT: usize = 12;
 
     const DST: [u8; 6] = [2, 0, 0, 0, 0, 0x0a];
 

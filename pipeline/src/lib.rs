@@ -35,5 +35,6 @@ pub mod plan;
 pub mod stats;
 pub mod status;
 pub mod table;
+mod tags;
 pub mod topology;
 pub mod worker;

@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, SharedStats};
+/// What an edge does to tags.
+pub use spp_drivers::vlan::VlanOp;
 use spp_vhost::{Live, MAX_PAIRS, flow};
 
 use crate::stats::ComponentStats;
@@ -23,28 +25,11 @@ pub struct RxSlot(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TxSlot(pub u16);
 
-/// What an edge does to the outer 802.1Q tag of each frame. Defined in [`crate::frame`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum VlanOp {
-    /// Nothing; the header is not even read.
-    #[default]
-    None,
-    /// Tags the frame, or overwrites the tag it has.
-    Add {
-        /// VLAN id, 0..=4095.
-        vid: u16,
-        /// Priority, 0..=7.
-        pcp: u8,
-    },
-    /// Removes one tag, if there is one.
-    Del,
-}
-
 /// A component's input.
 pub struct RxEdge {
     /// Which half to poll. While the slot is empty the component does not poll.
     pub slot: RxSlot,
-    /// Applied to each frame before anything else.
+    /// Applied to each frame before anything else; by the half itself, where it can.
     pub vlan: VlanOp,
     /// The gate: while closed, frames are taken and dropped as `unplugged`.
     pub closed: bool,
@@ -76,7 +61,7 @@ pub enum Origin {
 pub struct TxEdge {
     /// Which half to send to.
     pub slot: TxSlot,
-    /// Applied to each frame just before it is queued for sending, to this edge's own copy.
+    /// Applied to each frame just before it is queued for sending, to this edge's own copy; by the half itself, where it can.
     pub vlan: VlanOp,
     /// What happens to frames the half does not take.
     pub full: WhenFull,
@@ -212,6 +197,24 @@ impl Work {
         match self {
             Work::Forward { tx, .. } | Work::Direct { tx, .. } | Work::Merge { tx, .. } => {
                 std::slice::from_ref(tx)
+            }
+            Work::Classify { tx, .. } => tx,
+            Work::Mirror { tx, .. } | Work::MergeLocal { tx, .. } => tx,
+        }
+    }
+
+    pub(crate) fn rx_edges_mut(&mut self) -> &mut [RxEdge] {
+        match self {
+            Work::Forward { rx, .. } | Work::Direct { rx, .. } => std::slice::from_mut(rx),
+            Work::Merge { rx, .. } | Work::MergeLocal { rx, .. } => rx,
+            Work::Classify { rx, .. } | Work::Mirror { rx, .. } => rx,
+        }
+    }
+
+    pub(crate) fn tx_edges_mut(&mut self) -> &mut [TxEdge] {
+        match self {
+            Work::Forward { tx, .. } | Work::Direct { tx, .. } | Work::Merge { tx, .. } => {
+                std::slice::from_mut(tx)
             }
             Work::Classify { tx, .. } => tx,
             Work::Mirror { tx, .. } | Work::MergeLocal { tx, .. } => tx,
