@@ -104,9 +104,32 @@ fn is_tagged(data: &[u8]) -> Result<bool, DropReason> {
     }
 }
 
+/// Both addresses of a frame in two words: so they move in registers, and not in memory.
+#[inline(always)]
+fn addresses(header: &[u8; TAGGED_BYTES]) -> ([u8; 8], [u8; 4]) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *header;
+    ([a, b, c, d, e, f, g, h], [i, j, k, l])
+}
+
 /// Tags a frame with this tag control information, or overwrites the tag it has. Errors as those of [`apply`].
 #[inline(always)]
 pub fn add_tag(packet: &mut PacketBuf, tci: u16, pool: &mut PoolCache) -> Result<(), DropReason> {
+    if packet.is_simple()
+        && packet.headroom() >= TAG_BYTES
+        && let Some(header) = packet.data().first_chunk::<TAGGED_BYTES>()
+        && header[TPID_AT..TPID_AT + 2] != TPID
+    {
+        let (([a, b, c, d, e, f, g, h], [i, j, k, l]), [m, n]) = (addresses(header), tci.to_be_bytes());
+        packet.push_front(TAG_BYTES).map_err(|_| DropReason::NoRoomForTag)?;
+        let tagged = packet.data_mut().first_chunk_mut::<16>().ok_or(DropReason::Runt)?;
+        *tagged = [a, b, c, d, e, f, g, h, i, j, k, l, TPID[0], TPID[1], m, n];
+        return Ok(());
+    }
+    add_tag_to_any(packet, tci, pool)
+}
+
+#[inline(never)]
+fn add_tag_to_any(packet: &mut PacketBuf, tci: u16, pool: &mut PoolCache) -> Result<(), DropReason> {
     gather_header(packet, pool);
     let tagged = is_tagged(packet.data())?;
     let tci = tci.to_be_bytes();
@@ -127,6 +150,21 @@ pub fn add_tag(packet: &mut PacketBuf, tci: u16, pool: &mut PoolCache) -> Result
 /// Takes the outer tag off a frame that has one. Errors as those of [`apply`].
 #[inline(always)]
 pub fn remove_tag(packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
+    if packet.is_simple()
+        && let Some(header) = packet.data_mut().first_chunk_mut::<TAGGED_BYTES>()
+    {
+        if header[TPID_AT..TPID_AT + 2] != TPID {
+            return Ok(());
+        }
+        let ([a, b, c, d, e, f, g, h], [i, j, k, l]) = addresses(header);
+        header[TAG_BYTES..16].copy_from_slice(&[a, b, c, d, e, f, g, h, i, j, k, l]);
+        return packet.pull_front(TAG_BYTES).map_err(|_| DropReason::Runt);
+    }
+    remove_tag_from_any(packet, pool)
+}
+
+#[inline(never)]
+fn remove_tag_from_any(packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(), DropReason> {
     gather_header(packet, pool);
     if !is_tagged(packet.data())? {
         return Ok(());
