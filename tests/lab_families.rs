@@ -1,19 +1,29 @@
 //! Two NICs of different families in one node at once, behind a real kernel's VFIO and a virtual IOMMU: the static release
 //! `spp` with a virtio-net NIC and an igb, a VM behind each (Debian's virtio-user), the far ends of both cables in the test.
+//! Frames of up to 9000 bytes; and the second queue of the igb has a classifier of its own.
 
 #[path = "support/lab/mod.rs"]
 mod lab;
 
-use lab::echo::{Echo, FRAMES, every_frame_returns_once, exchange};
-use lab::frame::Mac;
-use lab::inside::{Counts, nic_listed, start_node, stop_node, wait_running};
+use lab::echo::{Echo, FAR, every_frame_returns_once};
+use lab::frame::Frame;
+use lab::inside::{assert_driven, exchange_counted, plug_echoes, start_node, start_vms, status, stop_node};
 use lab::machine::{Builder, Machine};
-use lab::testpmd::{Testpmd, reserve_huge_pages};
+use lab::status::component_packets;
+use lab::testpmd::reserve_huge_pages;
 use lab::wire::Wire;
-use lab::{Lab, node, skipped, spp_binary, wait_for};
+use lab::{Lab, node, skipped, spp_binary};
+use serde_json::{Value, json};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(120);
+const CLASSIFIERS: [&str; 2] = ["first", "second"];
+/// Enough that all with one queue would be an accident of one in ten thousand million.
+const FLOWS: u8 = 32;
+/// Headers of IPv4 and UDP, from a port that makes the flow; without a checksum of UDP.
+const UDP: [u8; 28] =
+    [0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0x66, 0xbd, 10, 0, 0, 1, 10, 0, 0, 2, 16, 0, 0, 9, 0, 26, 0, 0];
+
 /// Address, port, driver, and counters of the card that say how many frames it received and sent.
 const NICS: [(&str, &str, &str, &[&str]); 2] =
     [("0000:01:00.0", "phy:0", "virtio-net", &[]), ("0000:02:00.0", "phy:1", "igb", &["GPRC", "GPTC"])];
@@ -21,13 +31,10 @@ const NICS: [(&str, &str, &str, &[&str]); 2] =
 #[test]
 fn frames_pass_two_families_in_one_node_both_ways_and_each_counts_its_own() {
     let name = "frames_pass_two_families_in_one_node_both_ways_and_each_counts_its_own";
-    let lab = match Lab::find() {
+    let lab = match Lab::with(&["dpdk-testpmd"]) {
         Ok(lab) => lab,
         Err(reason) => return skipped(name, &reason),
     };
-    if lab::program("dpdk-testpmd").is_none() {
-        return skipped(name, "no dpdk-testpmd here, run .ci/setup --tests");
-    }
     let dir = tempfile::tempdir().expect("scratch space");
     let wires = ["one", "two"].map(|name| Wire::new(dir.path(), name).expect("a socket"));
     let mut machine = Builder::new(&lab, "families")
@@ -40,49 +47,57 @@ fn frames_pass_two_families_in_one_node_both_ways_and_each_counts_its_own() {
         .nic("igb", "n1", "52:54:00:00:00:02", &wires[1])
         .boot(dir.path());
     bring_up(&mut machine);
-    // The second one in a VLAN.
-    let echoes: [Echo<'_>; 2] = std::array::from_fn(|n| {
-        let mac = Mac([0xfa, 0x16, 0x3e, 0, 0, n as u8]);
-        let vlan = (n == 1).then_some(100);
-        let tag = vlan.map_or(String::new(), |vlan| format!("--vlan {vlan}"));
-        machine.sh(&format!("spp plug --vhost {n} --mac {mac} {tag}"));
-        Echo { wire: &wires[n], mac, vlan }
-    });
-    for payload_len_bytes in [46, 1500] {
+    let echoes = plug_echoes(&mut machine, &wires);
+    for payload_len_bytes in [46, 1500, 9000] {
         every_frame_returns_once(&echoes, payload_len_bytes);
     }
-    let nics = NICS.map(|(_, port, _, names)| (port, names));
-    let wanted = Counts::of(&mut machine, &nics).plus(&[FRAMES.into(); 2]);
-    exchange(&echoes, 46);
-    wait_for("the counters", PATIENCE, || match Counts::of(&mut machine, &nics) {
-        now if now == wanted => Ok(()),
-        now => Err(format!("{now:?}, not {wanted:?}")),
-    });
+    exchange_counted(&mut machine, &echoes, &NICS.map(|(_, port, _, names)| (port, names, 1)));
+    both_queues_bring_flows(&mut machine, &echoes[1]);
     stop_node(&mut machine);
     let faults = machine.run("dmesg | grep -i -e 'DMAR:.*fault' -e 'BUG:' -e ' Oops:'");
     assert_eq!(faults.text, "", "the kernel saw stray DMA or worse");
+}
+
+/// The second NIC: its queues' classifiers meet again before its VM.
+fn with_two_queues() -> Value {
+    json!({"num_vhost": 1, "pci_address": "02:00.0", "physical_network": "phys1", "core_mask": "0x7e0", "components": [
+        {"core": 6, "type": "merge", "name": "to_vm", "rx_port": ["ring:2", "ring:4"], "tx_port": ["vhost:1"]},
+        {"core": 7, "type": "forward", "name": "from_vm", "rx_port": ["vhost:1"], "tx_port": ["ring:3"]},
+        {"core": 8, "type": "classifier", "name": CLASSIFIERS[0], "rx_port": ["phy:1"], "tx_port": ["ring:2"]},
+        {"core": 9, "type": "classifier", "name": CLASSIFIERS[1], "rx_port": ["phy:1nq1"], "tx_port": ["ring:4"]},
+        {"core": 10, "type": "merge", "name": "to_wire", "rx_port": ["ring:3"], "tx_port": ["phy:1"]},
+    ]})
+}
+
+/// Flows of UDP, which the card spreads: all come back, and each queue has brought some.
+fn both_queues_bring_flows(machine: &mut Machine, echo: &Echo<'_>) {
+    let packets = |machine: &mut Machine| {
+        let status = status(machine);
+        CLASSIFIERS.map(|name| component_packets(&status, name))
+    };
+    let before = packets(machine);
+    for flow in 0..FLOWS {
+        let mut payload = UDP.to_vec();
+        payload[21] = flow;
+        payload.resize(46, 0);
+        let vlan = echo.vlan.map(|id| (id, 0));
+        let frame = Frame { dst: echo.mac, src: FAR, vlan, ethertype: 0x0800, payload };
+        echo.wire.send(&frame).expect("the NIC takes frames");
+        assert_eq!(echo.wire.receive(PATIENCE), Some(frame.swapped()), "flow {flow}");
+    }
+    let after = packets(machine);
+    let brought: Vec<u64> = before.iter().zip(after).map(|(before, after)| after - before).collect();
+    assert_eq!(brought.iter().sum::<u64>(), u64::from(FLOWS), "{brought:?}");
+    assert!(brought.iter().all(|n| *n > 0), "{brought:?}");
 }
 
 /// NICs to vfio-pci, node, and last the VMs, which wait for the node to connect.
 fn bring_up(machine: &mut Machine) {
     reserve_huge_pages(machine, 192);
     machine.sh("spp nic bind 01:00.0; spp nic bind 02:00.0");
-    let vfs = [0, 1].map(|n| node::vf(n, &format!("0{}:00.0", n + 1), 1));
-    std::fs::write(machine.share().join("node.json"), serde_json::json!(vfs).to_string())
-        .expect("it is ours");
+    let config = json!({"vf": [node::vf(0, "01:00.0", 1), with_two_queues()]});
+    std::fs::write(machine.share().join("node.json"), config.to_string()).expect("it is ours");
     start_node(machine, "--config node.json");
-    for (address, port, driver, _) in NICS {
-        let nic = nic_listed(machine, address);
-        assert_eq!((&nic["spp_driver"], &nic["port"]), (&driver.into(), &port.into()), "{nic}");
-        assert_eq!((&nic["kernel_driver"], &nic["drivable"]), (&"vfio-pci".into(), &true.into()), "{nic}");
-        assert!(nic["iommu_group"].is_u64(), "{nic}");
-    }
-    Testpmd::start(
-        machine,
-        "vms",
-        "--single-file-segments --no-pci --vdev net_virtio_user0,path=/tmp/sock0,server=1,queues=1 \
-         --vdev net_virtio_user1,path=/tmp/sock1,server=1,queues=1",
-        "--forward-mode=macswap --port-topology=loop --auto-start",
-    );
-    wait_running(machine, &[0, 1]);
+    NICS.iter().for_each(|(address, port, driver, _)| assert_driven(machine, address, port, driver));
+    start_vms(machine, NICS.len());
 }

@@ -67,13 +67,10 @@ fn script_status_and_output_come_back() {
 #[test]
 fn frames_pass_a_foreign_driver_behind_the_iommu() {
     let name = "frames_pass_a_foreign_driver_behind_the_iommu";
-    let lab = match Lab::find() {
+    let lab = match Lab::with(&["dpdk-testpmd"]) {
         Ok(lab) => lab,
         Err(reason) => return skipped(name, &reason),
     };
-    if lab::program("dpdk-testpmd").is_none() {
-        return skipped(name, "no dpdk-testpmd here, run .ci/setup --tests");
-    }
     let dir = tempfile::tempdir().expect("scratch space");
     let wire = Wire::new(dir.path(), "wire").expect("a datagram socket");
     let mut machine = Builder::new(&lab, "foreign")

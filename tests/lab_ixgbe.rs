@@ -5,9 +5,12 @@
 #[path = "support/lab/mod.rs"]
 mod lab;
 
-use lab::echo::{Echo, FRAMES, every_frame_returns_once, exchange};
+use lab::echo::{Echo, every_frame_returns_once};
 use lab::frame::{Frame, Mac};
-use lab::inside::{Counts, nic_listed, nic_stats, start_node, stop_node, wait_nic_link, wait_running};
+use lab::inside::{
+    assert_driven, exchange_counted, nic_listed, nic_stats, plug_echoes, start_node, start_vms, stop_node,
+    wait_nic_link,
+};
 use lab::machine::{Builder, Machine};
 use lab::node;
 use lab::process::Daemon;
@@ -26,14 +29,11 @@ const SECONDS_20: Duration = Duration::from_secs(20);
 
 /// The lab with QEMU 11 instead of the machine's own.
 fn lab() -> Result<Lab, String> {
-    let mut lab = Lab::find()?;
+    let mut lab = Lab::with(&["dpdk-testpmd", "ethtool"])?;
     let kernel = lab.vmlinuz.parent().expect("the kernel is in a directory");
     let dir = kernel.parent().expect("the lab is a directory");
     if !dir.join("qemu11/complete").exists() {
         return Err(format!("no QEMU 11 in {}, run .ci/setup --tests", dir.display()));
-    }
-    for program in ["dpdk-testpmd", "ethtool"] {
-        lab::program(program).ok_or_else(|| format!("no {program} here, run .ci/setup --tests"))?;
     }
     lab.qemu = dir.join("qemu11.sh");
     Ok(lab)
@@ -302,39 +302,17 @@ fn spp(machine: &mut Machine, cards: [&Card; 2], wires: &[Wire; 2]) {
         .expect("it is ours");
     start_node(machine, "--config node.json");
     for (n, address) in [BACKPLANE, SFP].iter().enumerate() {
-        let nic = nic_listed(machine, address);
         let port = format!("phy:{n}");
-        assert_eq!((&nic["spp_driver"], &nic["port"]), (&"ixgbe".into(), &port.as_str().into()), "{nic}");
-        assert_eq!((&nic["kernel_driver"], &nic["drivable"]), (&"vfio-pci".into(), &true.into()), "{nic}");
-        assert!(nic["iommu_group"].is_u64(), "{nic}");
+        assert_driven(machine, address, &port, "ixgbe");
         wait_nic_link(machine, &port, "up, 10000 Mbit/s");
     }
-    let vms = Testpmd::start(
-        machine,
-        "vms",
-        "--single-file-segments --no-pci --vdev net_virtio_user0,path=/tmp/sock0,server=1,queues=1 \
-         --vdev net_virtio_user1,path=/tmp/sock1,server=1,queues=1",
-        "--forward-mode=macswap --port-topology=loop --auto-start",
-    );
-    wait_running(machine, &[0, 1]);
-    let echoes: [Echo<'_>; 2] = std::array::from_fn(|n| {
-        let mac = Mac([0xfa, 0x16, 0x3e, 0, 0, n as u8]);
-        let vlan = (n == 1).then_some(100);
-        let tag = vlan.map_or(String::new(), |vlan| format!("--vlan {vlan}"));
-        machine.sh(&format!("spp plug --vhost {n} --mac {mac} {tag}"));
-        Echo { wire: &wires[n], mac, vlan }
-    });
+    let vms = start_vms(machine, 2);
+    let echoes = plug_echoes(machine, wires);
     for payload_len_bytes in [46, 1500] {
         every_frame_returns_once(&echoes, payload_len_bytes);
     }
-    let nics: [(&str, &[&str]); 2] =
-        ["phy:0", "phy:1"].map(|port| (port, &["GPRC", "GPTC", "QPRC", "QPTC"][..]));
-    let wanted = Counts::of(machine, &nics).plus(&[FRAMES.into(); 2]);
-    exchange(&echoes, 46);
-    wait_for("the counters", SECONDS_20, || match Counts::of(machine, &nics) {
-        now if now == wanted => Ok(()),
-        now => Err(format!("{now:?}, not {wanted:?}")),
-    });
+    let names = &["GPRC", "GPTC", "QPRC", "QPTC"];
+    exchange_counted(machine, &echoes, &["phy:0", "phy:1"].map(|port| (port, &names[..], 1)));
 
     for (n, command, link) in [
         (0, "cable out", "down: no carrier"),
