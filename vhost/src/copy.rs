@@ -119,9 +119,11 @@ mod tests {
                 let before = bytes.clone();
                 let start = NonNull::from(&mut bytes[..]).cast::<u8>();
                 // SAFETY: within the vector.
-                let ends = unsafe { (start.add(from), start.add(to)) };
+                let source = unsafe { start.add(from) };
+                // SAFETY: within the vector.
+                let target = unsafe { start.add(to) };
                 // SAFETY: both have n bytes to the vector's end.
-                unsafe { copy_between_guests(ends.0, ends.1, n) };
+                unsafe { copy_between_guests(source, target, n) };
                 assert_eq!(bytes[to..to + n], before[from..from + n], "{n} bytes from {from} to {to}");
             }
         }

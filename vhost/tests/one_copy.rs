@@ -97,7 +97,7 @@ proptest! {
         for _ in 0..N {
             for world in [&mut *two, &mut *one] {
                 world.settle();
-                while world.pending.first().is_some() && !world.free[1].is_empty() {
+                while !world.pending.is_empty() && !world.free[1].is_empty() {
                     world.apply(&Action::Buffer { shape: Room::Plain, len: 2060 });
                 }
                 world.settle();
