@@ -176,6 +176,19 @@ fn remove_tag_from_any(packet: &mut PacketBuf, pool: &mut PoolCache) -> Result<(
     Ok(())
 }
 
+/// Puts a tag back where a card took it off; how many bytes longer the frame is.
+pub fn put_back(frame: &mut PacketBuf, tci: u16) -> u64 {
+    if frame.len() < TPID_AT || frame.push_front(TAG_BYTES).is_err() {
+        debug_assert!(false, "a buffer of a card has its whole headroom, and a frame its header");
+        return 0;
+    }
+    let bytes = frame.data_mut();
+    bytes.copy_within(TAG_BYTES..TAG_BYTES + TPID_AT, 0);
+    bytes[TPID_AT..TPID_AT + 2].copy_from_slice(&TPID);
+    bytes[TPID_AT + 2..TPID_AT + 4].copy_from_slice(&tci.to_be_bytes());
+    TAG_BYTES as u64
+}
+
 /// Keeps checksum and segmentation positions where they were in the payload.
 #[inline(always)]
 fn shift_offload(packet: &mut PacketBuf, shift: impl Fn(u16) -> u16) {

@@ -13,7 +13,6 @@ pub mod nic;
 pub mod phy;
 pub mod rx;
 pub mod semaphore;
-pub mod tags;
 #[cfg(test)]
 pub(crate) mod trials;
 pub mod tx;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::desc::{RxFormat, TxFormat};
 use super::rx::{Findings, Rx, RxParts};
-use super::tags::{Switch, Tags};
 use super::tx::{Tx, TxParts};
 use super::{Parked, Shared};
 use crate::dma::{DmaSpace, Pool};
@@ -20,6 +19,7 @@ use crate::nic::filters::{self, Program, Wanted};
 use crate::nic::interrupt::Interrupt;
 use crate::nic::regs::{Block, Doorbell};
 use crate::nic::ring::DescRing;
+use crate::nic::tags::{Switch, Tags};
 use crate::nic::wait::WaitError;
 use crate::nic::watchdog::TX_LIMIT;
 use crate::pci::{PciFunction, Registers};

@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::desc::{Checksum, RxFormat};
-use super::tags::Tags;
 use super::{Parked, Shared};
 use crate::burst::{BURST, Burst};
 use crate::dma::{DATA_ROOM, PacketBuf, PoolCache, Received, RxBuffers};
 use crate::nic::fault::{Fault, Side};
 use crate::nic::regs::Doorbell;
 use crate::nic::ring::{Desc, DescRing};
+use crate::nic::tags::Tags;
 use crate::pci::Registers;
 use crate::port::RxQueue;
 use crate::stats::{Counter, DropReason, SharedStats};
@@ -188,21 +188,6 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
     }
 }
 
-/// Puts a VLAN tag back where the card took it off; how many bytes longer the frame is.
-fn put_back(frame: &mut PacketBuf, tag: u16) -> u64 {
-    const ADDRESSES: usize = 12;
-    const TAG_BYTES: usize = 4;
-    if frame.len() < ADDRESSES || frame.push_front(TAG_BYTES).is_err() {
-        debug_assert!(false, "a buffer of a card has its whole headroom, and a frame its header");
-        return 0;
-    }
-    let bytes = frame.data_mut();
-    bytes.copy_within(TAG_BYTES..TAG_BYTES + ADDRESSES, 0);
-    let [high, low] = tag.to_be_bytes();
-    bytes[ADDRESSES..ADDRESSES + TAG_BYTES].copy_from_slice(&[0x81, 0, high, low]);
-    TAG_BYTES as u64
-}
-
 /// What came off the ring in one call.
 #[derive(Default)]
 struct Taken {
@@ -323,8 +308,10 @@ impl<F: RxFormat, B: Registers> Rx<F, B> {
         match self.stripping {
             Stripping::On if stripped => taken.stripped(1),
             Stripping::On => vlan::remove_tag(frame, pool)?,
-            Stripping::Off if stripped => taken.bytes += put_back(frame, F::tag(word)),
-            Stripping::Never if F::STRIPS_UNASKED && stripped => taken.bytes += put_back(frame, F::tag(word)),
+            Stripping::Off if stripped => taken.bytes += vlan::put_back(frame, F::tag(word)),
+            Stripping::Never if F::STRIPS_UNASKED && stripped => {
+                taken.bytes += vlan::put_back(frame, F::tag(word))
+            }
             Stripping::Off | Stripping::Never => {}
         }
         Ok(())

@@ -11,13 +11,13 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 
 use super::desc::TxFormat;
-use super::tags::Tags;
 use super::{Parked, Shared};
 use crate::burst::Burst;
 use crate::dma::{Iova, PacketBuf, PoolCache, TxBuffers};
 use crate::nic::fault::Fault;
 use crate::nic::regs::Doorbell;
 use crate::nic::ring::DescRing;
+use crate::nic::tags::{Tagging, Tags};
 use crate::nic::watchdog::Watchdog;
 use crate::offload::{Offload, Offloads, checksum};
 use crate::pci::Registers;
@@ -69,14 +69,6 @@ impl Work {
         let words = F::data(at, len_bytes, total_bytes, last, self.checksum);
         self.tag.map_or(words, |tag| F::tagged(words, tag))
     }
-}
-
-/// The tag that all frames of a burst get.
-#[derive(Debug, Clone, Copy)]
-struct Tagging {
-    tag: u16,
-    /// The card may be asked.
-    by_card: bool,
 }
 
 /// What one call gave to the ring.
@@ -198,7 +190,7 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         tagging: Option<Tagging>,
         pool: &mut PoolCache,
     ) -> Result<Work, DropReason> {
-        let tag = tagging.map_or(Ok(None), |tagging| put_tag(frame, tagging, pool))?;
+        let tag = tagging.map_or(Ok(None), |tagging| tagging.put(frame, pool))?;
         let len = frame.total_len() + tag.map_or(0, |_| vlan::TAG_BYTES);
         if len > self.max_frame_bytes || (frame.is_chained() && frame.n_segments() > F::MAX_SEGMENTS) {
             return Err(DropReason::Oversize);
@@ -320,18 +312,6 @@ impl<F: TxFormat, B: Registers> Tx<F, B> {
         }
         debug_assert!(frame.is_none(), "a frame with bytes has a piece");
     }
-}
-
-/// Puts the tag on; the card does (then it is returned) where it makes no difference: where a tag is inserted behind the addresses of
-/// an untagged frame.
-fn put_tag(frame: &mut PacketBuf, tagging: Tagging, pool: &mut PoolCache) -> Result<Option<u16>, DropReason> {
-    let header = frame.data().first_chunk::<{ vlan::TAGGED_BYTES }>();
-    let untagged = header.is_some_and(|[.., a, b, _, _, _, _]| [*a, *b] != vlan::TPID);
-    if tagging.by_card && untagged {
-        return Ok(Some(tagging.tag));
-    }
-    vlan::add_tag(frame, tagging.tag, pool)?;
-    Ok(None)
 }
 
 /// Zeros behind a frame that is too short for the card.

@@ -12,6 +12,7 @@ pub mod model;
 mod open;
 pub mod regs;
 pub mod ring;
+pub mod tags;
 pub mod wait;
 pub mod watchdog;
 

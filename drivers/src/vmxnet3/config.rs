@@ -5,7 +5,8 @@ use crate::nic::filters::Program;
 
 /// Bytes of the configuration area.
 pub(super) const SHARED_BYTES: usize = 720;
-/// Where it says how to filter: the only part that changes while the device runs.
+/// Where it says which features are used, and how to filter: the only parts that change while the device runs.
+pub(super) const FEATURES: usize = 24;
 pub(super) const RX_MODE: usize = 120;
 /// Where the device says which events there are.
 pub(super) const ECR: usize = 696;
@@ -44,6 +45,8 @@ const DRIVER_VERSION: u32 = 0x0001_0000;
 const GUEST_OS: u32 = 2;
 const F_RXCSUM: u64 = 1;
 const F_RSS: u64 = 2;
+/// Tags are taken off received frames.
+const F_RXVLAN: u64 = 4;
 /// Most buffers of one received frame.
 pub(super) const MAX_BUFFERS: u16 = 8;
 
@@ -84,11 +87,16 @@ impl<const N: usize> Bytes<N> {
 }
 
 impl Config {
+    /// Features in use, with tags taken off or not.
+    pub(super) fn features(&self, strip: bool) -> u64 {
+        let rss = if self.rss_at.is_some() { F_RSS } else { 0 };
+        F_RXCSUM | rss | if strip { F_RXVLAN } else { 0 }
+    }
+
     /// The whole area.
     pub(super) fn bytes(&self, rx_mode: u32) -> [u8; SHARED_BYTES] {
         let mut area = Bytes([0; SHARED_BYTES]);
         let n_queues = u32::from(self.n_tx_queues) + u32::from(self.n_rx_queues);
-        let features = F_RXCSUM | if self.rss_at.is_some() { F_RSS } else { 0 };
         area.put(0, MAGIC.to_le_bytes());
         area.put(4, (SHARED_BYTES as u32).to_le_bytes());
         // Driver, and what it chose of revisions and versions.
@@ -96,7 +104,7 @@ impl Config {
         area.put(12, GUEST_OS.to_le_bytes());
         area.put(16, 1u32.to_le_bytes());
         area.put(20, 1u32.to_le_bytes());
-        area.put(24, features.to_le_bytes());
+        area.put(FEATURES, self.features(false).to_le_bytes());
         area.put(40, self.queues_at.to_le_bytes());
         area.put(52, (n_queues * QUEUE_BYTES as u32).to_le_bytes());
         area.put(56, MTU.to_le_bytes());

@@ -30,13 +30,15 @@ const RX_NAMES: [&str; 10] = [
     "pktsRxError",
 ];
 
-/// What one receiving half found of checksums; it is the only writer.
+/// What one receiving half found of checksums and tags; it is the only writer.
 #[derive(Default)]
-pub(super) struct Checksums {
+pub(super) struct Findings {
     /// Frames with all checksums right.
     pub(super) right: Counter,
     /// Frames with a wrong one; passed on.
     pub(super) wrong: Counter,
+    /// Frames the device took a tag off, for good.
+    pub(super) stripped: Counter,
 }
 
 /// Sums over all queues and all starts.

@@ -44,6 +44,13 @@ pub(super) fn tx_checksum(work: &Offload) -> Option<u64> {
     (known && !work.is_long()).then_some(bits)
 }
 
+/// The bits that make the device insert a tag with this control information.
+#[inline(always)]
+pub(super) fn tx_tag(tci: u16) -> u64 {
+    const TI: u64 = 1 << 47;
+    TI | u64::from(tci) << 48
+}
+
 /// A buffer to receive into, without its generation: the beginning of a frame, or what follows.
 #[inline(always)]
 pub(super) fn rx_buffer(at: Iova, body: bool) -> [u64; 2] {
@@ -105,6 +112,13 @@ impl Done {
         self.0[1] & 1 << 14 != 0
     }
 
+    /// In the completion that ends a frame: the tag that the device took off it.
+    #[inline(always)]
+    pub(super) fn stripped_tag(self) -> Option<u16> {
+        const TS: u64 = 1 << 15;
+        (self.0[1] & TS != 0).then_some((self.0[1] >> 16) as u16)
+    }
+
     /// Meaningful in the completion that ends a frame.
     #[inline(always)]
     pub(super) fn checksum(self) -> Checksum {
@@ -164,6 +178,9 @@ mod tests {
         assert_eq!((done.kind(), done.index(), done.queue(), done.len_bytes()), (3, 0x123, 3, 1500));
         assert!(done.is_first() && done.is_last() && !done.is_damaged());
         assert!(Done([0, 1 << 14]).is_damaged());
+        assert_eq!(Done([0, 0x2064_8000 | 60]).stripped_tag(), Some(0x2064));
+        assert_eq!(Done([0, 0x2064_0000 | 60]).stripped_tag(), None);
+        assert_eq!(tx_tag(0x2064), 0x2064_8000 << 32);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::area::Area;
 use super::config::{self, Config, EVENT_VECTOR, N_VECTORS, QUEUE_BYTES, RingPlace, queue};
-use super::counters::{Checksums, Sums};
+use super::counters::{Findings, Sums};
 use super::desc::{RX_GEN, TX_GEN};
 use super::init::Regs;
 use super::regs::{command, event};
@@ -21,11 +21,12 @@ use crate::mac::MacAddr;
 use crate::nic::fault::{Fault, Side};
 use crate::nic::filters::{self, Wanted};
 use crate::nic::interrupt::Interrupt;
+use crate::nic::tags::{Switch, Tags};
 use crate::nic::wait::WaitError;
 use crate::nic::watchdog::TX_LIMIT;
 use crate::pci::PciFunction;
 use crate::port::{Device, DeviceInfo, HEALTH_INTERVAL, Health, Link, PortError, Queues};
-use crate::stats::{DropReason, QueueStats, SharedStats};
+use crate::stats::{Counter, DropReason, QueueStats, SharedStats};
 
 const DRIVER: &str = "vmxnet3";
 /// Largest payload, Ethernet header and two VLAN tags.
@@ -70,7 +71,8 @@ pub fn open<F: PciFunction>(function: F, space: &DmaSpace) -> Result<Vmxnet3<F>,
         looks: 0,
         rx_stats: stats(),
         tx_stats: stats(),
-        checksums: (0..N_QUEUE_PAIRS).map(|_| Arc::default()).collect(),
+        findings: (0..N_QUEUE_PAIRS).map(|_| Arc::default()).collect(),
+        inserted: (0..N_QUEUE_PAIRS).map(|_| Arc::default()).collect(),
         sums: Sums::default(),
         tx_limit: TX_LIMIT,
         events: Events { invalid_mac: u64::from(own.is_none()), ..Events::default() },
@@ -94,6 +96,9 @@ struct Running {
     area: Area,
     queues: Arc<Area>,
     _rss: Option<Area>,
+    /// What the halves want of tags, and the queues that asked for theirs to be stripped.
+    tags: Arc<Tags>,
+    stripping: u32,
 }
 
 /// A vmxnet3 device. Made by [`open`].
@@ -114,7 +119,8 @@ pub struct Vmxnet3<F: PciFunction> {
     looks: u32,
     rx_stats: Vec<SharedStats>,
     tx_stats: Vec<SharedStats>,
-    checksums: Vec<Arc<Checksums>>,
+    findings: Vec<Arc<Findings>>,
+    inserted: Vec<Arc<Counter>>,
     sums: Sums,
     tx_limit: Duration,
     events: Events,
@@ -161,7 +167,8 @@ impl<F: PciFunction> Vmxnet3<F> {
             interrupts: self.interrupt.is_some(),
         };
         let shared = Arc::new(Shared::new(DRIVER));
-        Ok(Running { shared, config, area, queues: Arc::new(queues), _rss: rss })
+        let tags = Arc::new(Tags::new(Switch::EachQueue, n));
+        Ok(Running { shared, config, area, queues: Arc::new(queues), _rss: rss, tags, stripping: 0 })
     }
 
     /// The start proper. On an error the caller stops the device and drops what is parked.
@@ -211,6 +218,7 @@ impl<F: PciFunction> Vmxnet3<F> {
             stats: self.tx_stats[usize::from(queue)].clone(),
             max_frame_bytes: MAX_FRAME_BYTES as usize,
             limit: self.tx_limit,
+            inserted: self.inserted[usize::from(queue)].clone(),
         }))
     }
 
@@ -250,7 +258,8 @@ impl<F: PciFunction> Vmxnet3<F> {
             described_at,
             shared: running.shared.clone(),
             stats: self.rx_stats[index].clone(),
-            checksums: self.checksums[index].clone(),
+            findings: self.findings[index].clone(),
+            tags: running.tags.clone(),
         };
         Ok(Rx::new(parts, cache))
     }
@@ -270,6 +279,17 @@ impl<F: PciFunction> Vmxnet3<F> {
         self.events.promiscuous_fallbacks += u64::from(program.fell_back);
         running.area.store32(config::RX_MODE, config::rx_mode(&program));
         self.regs.tell(command::UPDATE_RX_MODE);
+    }
+
+    /// Has the device take tags off as long as any queue wants that; where one doesn't, its half puts them back.
+    fn switch_tags(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let wanted = running.tags.wanted(running.stripping);
+        let before = std::mem::replace(&mut running.stripping, wanted);
+        if (wanted != 0) != (before != 0) {
+            running.area.store(config::FEATURES, running.config.features(wanted != 0));
+            self.regs.tell(command::UPDATE_FEATURE);
+        }
     }
 
     /// Stops all DMA, by the device's own reset, or by taking its bus away.
@@ -386,6 +406,7 @@ impl<F: PciFunction> Device for Vmxnet3<F> {
 
     fn link(&mut self) -> Link {
         self.look_at_events();
+        self.switch_tags();
         let Some(running) = &self.running else {
             return Link::Down { reason: "not started".into() };
         };
@@ -478,12 +499,14 @@ impl<F: PciFunction> Device for Vmxnet3<F> {
 
     fn device_counters(&mut self) -> Vec<(&'static str, u64)> {
         self.collect();
-        let sum = |of: fn(&Checksums) -> u64| self.checksums.iter().map(|c| of(c)).sum::<u64>();
+        let sum = |of: fn(&Findings) -> u64| self.findings.iter().map(|found| of(found)).sum::<u64>();
         let Events { starts, link_interrupts, faults, promiscuous_fallbacks, invalid_mac } = self.events;
         let mut counters: Vec<_> = self.sums.rows().collect();
         counters.extend([
             ("rx_checksums_right", sum(|c| c.right.get())),
             ("rx_checksums_wrong", sum(|c| c.wrong.get())),
+            ("rx_tags_stripped", sum(|c| c.stripped.get())),
+            ("tx_tags_inserted", self.inserted.iter().map(|n| n.get()).sum()),
             ("starts", starts),
             ("link_interrupts", link_interrupts),
             ("fault_reports", faults),

@@ -60,6 +60,8 @@ pub(super) mod command {
     pub const UPDATE_MAC_FILTERS: u32 = 0xcafe_0004;
     /// Reads the table of VLANs again.
     pub const UPDATE_VLAN_FILTERS: u32 = 0xcafe_0005;
+    /// Reads the features of the configuration area again.
+    pub const UPDATE_FEATURE: u32 = 0xcafe_0009;
     /// Writes the state of each queue into its description.
     pub const GET_QUEUE_STATUS: u32 = 0xf00d_0000;
     /// Writes the counters of each queue into its description.

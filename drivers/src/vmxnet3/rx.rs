@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::area::Area;
 use super::config::{MAX_BUFFERS, queue};
-use super::counters::Checksums;
+use super::counters::Findings;
 use super::desc::{Checksum, Done, rx_buffer};
 use super::ring::{CommandRing, CompletionRing};
 use super::{Parked, Shared};
@@ -15,9 +15,11 @@ use crate::burst::{BURST, Burst};
 use crate::dma::{DATA_ROOM, PacketBuf, PoolCache};
 use crate::nic::fault::{Fault, Side};
 use crate::nic::regs::Doorbell;
+use crate::nic::tags::Tags;
 use crate::pci::Registers;
 use crate::port::RxQueue;
 use crate::stats::{DropReason, SharedStats};
+use crate::vlan;
 
 /// Most completions looked at in one call: frames of several buffers take more than one.
 const MAX_DESCRIPTORS: usize = 4 * BURST;
@@ -37,7 +39,9 @@ pub(super) struct RxParts<B: Registers> {
     pub(super) described_at: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) stats: SharedStats,
-    pub(super) checksums: Arc<Checksums>,
+    pub(super) findings: Arc<Findings>,
+    /// What becomes of tags, with the control half.
+    pub(super) tags: Arc<Tags>,
 }
 
 /// A command ring with its buffers.
@@ -107,7 +111,10 @@ pub(super) struct Rx<B: Registers> {
     queues: Arc<Area>,
     described_at: usize,
     assembly: Assembly,
-    checksums: Arc<Checksums>,
+    findings: Arc<Findings>,
+    tags: Arc<Tags>,
+    /// Tags go: where the device has not taken one off, software does. Else one it has taken off is put back.
+    strips: bool,
 }
 
 impl<B: Registers> Rx<B> {
@@ -123,7 +130,9 @@ impl<B: Registers> Rx<B> {
             queues: parts.queues,
             described_at: parts.described_at,
             assembly: Assembly { queue, partial: None, shared: parts.shared, stats: parts.stats },
-            checksums: parts.checksums,
+            findings: parts.findings,
+            tags: parts.tags,
+            strips: false,
         };
         (enough && enough_more).then_some(rx)
     }
@@ -222,6 +231,22 @@ impl Assembly {
     }
 }
 
+/// Makes a frame what it has to be with its tag or without, whatever the device did; how many bytes it was longer on the wire
+/// than it came.
+#[inline(never)]
+fn settle_tag(
+    frame: &mut PacketBuf,
+    stripped: Option<u16>,
+    strips: bool,
+    pool: &mut PoolCache,
+) -> Result<u64, DropReason> {
+    match stripped {
+        None => vlan::remove_tag(frame, pool).map(|()| 0),
+        Some(_) if strips => Ok(vlan::TAG_BYTES as u64),
+        Some(tag) => Ok(vlan::put_back(frame, tag)),
+    }
+}
+
 impl<B: Registers> RxQueue for Rx<B> {
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
         if self.assembly.shared.fault().is_some() {
@@ -230,7 +255,7 @@ impl<B: Registers> RxQueue for Rx<B> {
         let Some(rings) = &mut self.rings else { return 0 };
         let room = out.room();
         let (mut n, mut n_done, mut bytes) = (0, 0, 0);
-        let (mut n_right, mut n_wrong) = (0, 0);
+        let (mut n_right, mut n_wrong, mut n_stripped) = (0, 0, 0);
         while n < room && n_done < MAX_DESCRIPTORS {
             let Some(done) = rings.completions.peek() else { break };
             let ring = match ring_of(done, rings, self.assembly.queue, self.n_queues) {
@@ -271,6 +296,19 @@ impl<B: Registers> RxQueue for Rx<B> {
                 }
                 continue;
             };
+            let stripped = done.stripped_tag();
+            if self.strips || stripped.is_some() {
+                match settle_tag(&mut frame, stripped, self.strips, pool) {
+                    Ok(more) => bytes += more,
+                    Err(reason) => {
+                        bytes -= frame.total_len() as u64;
+                        self.assembly.stats.dropped(reason, 1);
+                        pool.free(frame);
+                        continue;
+                    }
+                }
+                n_stripped += u64::from(self.strips && stripped.is_some());
+            }
             match done.checksum() {
                 Checksum::Unknown => {}
                 Checksum::Right => {
@@ -285,11 +323,18 @@ impl<B: Registers> RxQueue for Rx<B> {
         }
         if n_done > 0 {
             self.publish();
-            self.checksums.right.add(n_right);
-            self.checksums.wrong.add(n_wrong);
+            self.findings.right.add(n_right);
+            self.findings.wrong.add(n_wrong);
+            self.findings.stripped.add(n_stripped);
         }
         self.assembly.stats.moved(n, bytes);
         n
+    }
+
+    fn strip_vlan(&mut self, on: bool) -> bool {
+        self.strips = on;
+        self.tags.ask_to_strip(self.assembly.queue, on);
+        true
     }
 
     fn stats(&self) -> SharedStats {

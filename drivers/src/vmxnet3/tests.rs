@@ -8,9 +8,11 @@ use super::{Vmxnet3, open};
 use crate::burst::{BURST, Burst};
 use crate::dma::{DmaSpace, PacketBuf, Pool, PoolCache, PoolConfig};
 use crate::intel::model::internet_checksum;
+use crate::intel::trials::tags::{self, Rig};
 use crate::intel::trials::{MAC, frame, frame_to, udp};
 use crate::mac::MacAddr;
 use crate::nic::model::{Fault, Handle, Model, ModelFunction};
+use crate::nic::tags::Switch;
 use crate::offload::{F_NEEDS_CSUM, Offload, Offloads};
 use crate::port::{Device, Health, Link, Queues};
 use crate::stats::DropReason;
@@ -482,4 +484,50 @@ fn device_without_the_first_revision_is_refused_with_words() {
     model.lock().set_revisions(0b110);
     let error = open(function, &space).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("VRRS & 0x00000001") && error.contains("it reads 0x00000006"), "{error}");
+}
+
+/// A device that is to be asked for tags.
+fn tagging_rig(n_queues: u16) -> Rig<Vmxnet3Model> {
+    let Bench { nic, model: card, pool, cache, queues, .. } = Bench::with_queues(n_queues);
+    let (nic, switch, n_tags) = (Box::new(nic), Switch::EachQueue, Vmxnet3Model::n_tags);
+    Rig { nic, card, pool, cache, queues, switch, n_tags }
+}
+
+#[test]
+fn tags_by_the_device_are_those_of_software() {
+    tags::every_frame_is_the_same(tagging_rig(1));
+}
+
+#[test]
+fn bursts_of_all_kinds_get_their_tags_in_order() {
+    tags::mixed_bursts_keep_their_order(tagging_rig(1));
+}
+
+#[test]
+fn tags_of_frames_under_way_at_a_switch_are_right() {
+    tags::frames_under_way_while_the_card_is_switched_are_right(tagging_rig(1));
+}
+
+#[test]
+fn queue_that_wants_its_tags_gets_them_back_while_another_does_not() {
+    let mut bench = Bench::with_queues(2);
+    bench.nic.set_promiscuous(true).unwrap();
+    let (plain, tagged) =
+        (frame(3, 60), [&frame(3, 60)[..12], &[0x81, 0, 0, 100], &frame(3, 60)[12..]].concat());
+    assert!(bench.queues.rx[1].strip_vlan(true) && bench.nic.link().is_up());
+    // What is no IP goes to the first queue.
+    bench.model.inject(&tagged);
+    assert_eq!(bench.receive(2), std::slice::from_ref(&tagged), "put back");
+    assert_eq!(bench.model.lock().n_tags(), [1, 0]);
+    assert_eq!(bench.counter("rx_tags_stripped"), 0);
+    assert!(bench.queues.rx[0].strip_vlan(true));
+    bench.model.inject(&tagged);
+    assert_eq!(bench.receive(2), [plain]);
+    assert_eq!(bench.counter("rx_tags_stripped"), 1);
+    bench.queues.rx.iter_mut().for_each(|half| assert!(half.strip_vlan(false)));
+    assert!(bench.nic.link().is_up());
+    bench.model.inject(&tagged);
+    assert_eq!(bench.receive(2), [tagged]);
+    assert_eq!(bench.model.lock().n_tags(), [2, 0]);
+    bench.finish();
 }

@@ -10,18 +10,20 @@ use arrayvec::ArrayVec;
 
 use super::area::Area;
 use super::config::queue;
-use super::desc::{Done, MAX_SEGMENTS, tx_checksum, tx_data, tx_report};
+use super::desc::{Done, MAX_SEGMENTS, tx_checksum, tx_data, tx_report, tx_tag};
 use super::ring::{CommandRing, CompletionRing};
 use super::{Parked, Shared};
 use crate::burst::{BURST, Burst};
 use crate::dma::{PacketBuf, PoolCache};
 use crate::nic::fault::{Fault, Side};
 use crate::nic::regs::Doorbell;
+use crate::nic::tags::Tagging;
 use crate::nic::watchdog::Watchdog;
 use crate::offload::{Offload, Offloads, checksum};
 use crate::pci::Registers;
 use crate::port::TxQueue;
-use crate::stats::{DropReason, SharedStats};
+use crate::stats::{Counter, DropReason, SharedStats};
+use crate::vlan;
 
 const ETHERNET_HEADER: usize = 14;
 /// Work the device does.
@@ -41,6 +43,8 @@ pub(super) struct TxParts<B: Registers> {
     pub(super) max_frame_bytes: usize,
     /// How long the device may go without completing anything while it has frames.
     pub(super) limit: Duration,
+    /// Frames the device was to insert a tag in.
+    pub(super) inserted: Arc<Counter>,
 }
 
 struct Rings {
@@ -63,6 +67,9 @@ pub(super) struct Tx<B: Registers> {
     stats: SharedStats,
     max_frame_bytes: usize,
     watchdog: Watchdog,
+    /// The tag that frames get.
+    tagging: Option<Tagging>,
+    inserted: Arc<Counter>,
 }
 
 impl<B: Registers> Tx<B> {
@@ -80,6 +87,8 @@ impl<B: Registers> Tx<B> {
             stats: parts.stats,
             max_frame_bytes: parts.max_frame_bytes,
             watchdog: Watchdog::new(parts.limit),
+            tagging: None,
+            inserted: parts.inserted,
         }
     }
 
@@ -138,20 +147,23 @@ impl<B: Registers> Tx<B> {
         }
     }
 
-    /// Makes a frame one that the device takes as it is, or says why there is none. What the device is to do with it.
+    /// Makes a frame one that the device takes as it is, or says why there is none. What the device is to do with it, and
+    /// how long that makes it.
     #[inline(always)]
-    fn fit(&self, frame: &mut PacketBuf, pool: &mut PoolCache) -> Result<u64, DropReason> {
-        let len = frame.total_len();
+    fn fit(&self, frame: &mut PacketBuf, pool: &mut PoolCache) -> Result<(u64, usize), DropReason> {
+        let tag = self.tagging.map_or(Ok(None), |tagging| tagging.put(frame, pool))?;
+        let len = frame.total_len() + tag.map_or(0, |_| vlan::TAG_BYTES);
+        let tag = tag.map_or(0, tx_tag);
         if len < ETHERNET_HEADER {
             return Err(DropReason::Runt);
         }
         if len > self.max_frame_bytes || (frame.is_chained() && frame.n_segments() > MAX_SEGMENTS) {
             return Err(DropReason::Oversize);
         }
-        let Some(work) = frame.offload() else { return Ok(0) };
+        let Some(work) = frame.offload() else { return Ok((tag, len)) };
         match tx_checksum(&work) {
-            Some(bits) => Ok(bits),
-            None => complete(frame, &work, pool).map(|()| 0),
+            Some(bits) => Ok((tag | bits, len)),
+            None => complete(frame, &work, pool).map(|()| (tag, len)),
         }
     }
 
@@ -239,11 +251,12 @@ impl<B: Registers> TxQueue for Tx<B> {
             }
             n += 1;
         }
-        let (mut sent, mut bytes, mut last) = (0, 0, [0; 2]);
+        let (mut sent, mut bytes, mut n_inserted, mut last) = (0, 0, 0, [0; 2]);
         for mut frame in from.take_front(n) {
             match self.fit(&mut frame, pool) {
-                Ok(work) => {
-                    bytes += frame.total_len() as u64;
+                Ok((work, len)) => {
+                    bytes += len as u64;
+                    n_inserted += u64::from(len > frame.total_len());
                     sent += 1;
                     last = self.post(frame, work);
                 }
@@ -255,6 +268,7 @@ impl<B: Registers> TxQueue for Tx<B> {
         }
         if sent > 0 {
             self.publish(sent, last);
+            self.inserted.add(n_inserted);
         }
         self.stats.moved(sent as usize, bytes);
         n
@@ -262,6 +276,11 @@ impl<B: Registers> TxQueue for Tx<B> {
 
     fn offloads(&mut self) -> Offloads {
         OFFLOADS
+    }
+
+    fn insert_vlan(&mut self, tag: Option<u16>) -> bool {
+        self.tagging = tag.map(|tag| Tagging { tag, by_card: true });
+        true
     }
 
     fn poll_control(&mut self) {

@@ -18,6 +18,8 @@ const N_VECTORS: usize = 25;
 /// Events in the configuration area.
 const ECR: u64 = 696;
 const RX_MODE: u64 = 120;
+const FEATURES: u64 = 24;
+const F_RXVLAN: u32 = 4;
 const EVENT_TQERR: u32 = 2;
 const EVENT_LINK: u32 = 4;
 
@@ -39,6 +41,8 @@ pub struct Vmxnet3Model {
     refuses: bool,
     /// A completion whose rest is written with the next step.
     late: Option<(u64, [u64; 2])>,
+    /// Frames it took a tag off, and frames it inserted one in.
+    n_tags: [u64; 2],
 }
 
 /// A device with this address in `space`, and the test's hand on it.
@@ -66,7 +70,13 @@ impl Vmxnet3Model {
             events: 0,
             refuses: false,
             late: None,
+            n_tags: [0; 2],
         }
+    }
+
+    /// Frames it took a tag off, and frames it inserted one in.
+    pub fn n_tags(&self) -> [u64; 2] {
+        self.n_tags
     }
 
     /// The cable is plugged or pulled.
@@ -178,6 +188,11 @@ impl Vmxnet3Model {
                 0
             }
             0xcafe_0004 | 0xcafe_0005 => 0,
+            0xcafe_0009 => {
+                let features = u32_at(&self.card, self.shared + FEATURES);
+                self.active.iter_mut().for_each(|active| active.strips = features & F_RXVLAN != 0);
+                0
+            }
             0xf00d_0000 => {
                 self.active.iter().for_each(|active| active.write_status(&self.card));
                 0

@@ -118,6 +118,8 @@ pub(super) struct Active {
     pub(super) interrupts: bool,
     /// Queues stand still.
     pub(super) quiet: bool,
+    /// Tags are taken off received frames.
+    pub(super) strips: bool,
 }
 
 impl Active {
@@ -142,6 +144,7 @@ impl Active {
             event_vector,
             interrupts: u32_at(card, shared + 108) & 1 == 0,
             quiet: false,
+            strips: features & 4 != 0,
         }
     }
 

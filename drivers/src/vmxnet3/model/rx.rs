@@ -2,7 +2,7 @@
 
 use super::Vmxnet3Model;
 use super::queue::{Active, Rx, count};
-use crate::intel::model::{checks, hash};
+use crate::intel::model::{checks, hash, strip_tag};
 use crate::nic::model::{Card, Fault};
 
 const RX_DONE: u64 = 3 << 56;
@@ -33,6 +33,21 @@ fn findings(frame: &[u8]) -> (u64, u64) {
     (0, 1 << 53 | u64::from(ip) << 51 | l4 | u64::from(right) << 48)
 }
 
+/// A frame off the wire, and what the driver gets of it.
+struct Arrived<'a> {
+    frame: &'a [u8],
+    bytes: Vec<u8>,
+    tag: Option<u16>,
+}
+
+impl Arrived<'_> {
+    fn new(frame: &[u8], strips: bool) -> Arrived<'_> {
+        let mut bytes = frame.to_vec();
+        let tag = if strips { strip_tag(&mut bytes, 0x8100) } else { None };
+        Arrived { frame, bytes, tag }
+    }
+}
+
 impl Vmxnet3Model {
     /// Takes frames off the wire while there are buffers for them.
     pub(super) fn receive(&mut self, active: &mut Active) {
@@ -49,10 +64,12 @@ impl Vmxnet3Model {
                 None => 0,
             };
             let n_queues = active.rx.len() as u64;
-            if !self.deliver(&mut active.rx[index], [index as u64, n_queues], active.max_buffers, &frame) {
+            let arrived = Arrived::new(&frame, active.strips);
+            if !self.deliver(&mut active.rx[index], [index as u64, n_queues], active.max_buffers, &arrived) {
                 self.card.wire.to_nic.push_front(frame);
                 return;
             }
+            self.n_tags[0] += u64::from(arrived.tag.is_some());
         }
     }
 
@@ -62,11 +79,11 @@ impl Vmxnet3Model {
         queue: &mut Rx,
         [index, n_queues]: [u64; 2],
         max_buffers: u32,
-        frame: &[u8],
+        Arrived { frame, bytes, tag }: &Arrived,
     ) -> bool {
         let Some(head) = posted(&self.card, queue, 0, 0) else { return false };
         let (mut buffers, mut room) = (vec![head], head.1);
-        while room < frame.len() {
+        while room < bytes.len() {
             let Some(body) = posted(&self.card, queue, 1, buffers.len() as u32 - 1) else { return false };
             room += body.1;
             buffers.push(body);
@@ -78,13 +95,14 @@ impl Vmxnet3Model {
         count(&mut queue.stats, frame);
         let damaged = self.card.take_fault(|fault| fault == Fault::Damaged).is_some();
         let n = buffers.len();
-        let mut rest = frame;
+        let mut rest = &bytes[..];
         for (piece, (at, len)) in buffers.into_iter().enumerate() {
             let (bytes, more) = rest.split_at(len.min(rest.len()));
             rest = more;
             self.card.write(at, bytes);
             let (is_first, is_last) = (piece == 0, piece + 1 == n);
-            self.finish(queue, [index, n_queues], bytes.len() as u64, [is_first, is_last, damaged], frame);
+            let (len, flags) = (bytes.len() as u64, [is_first, is_last, damaged]);
+            self.finish(queue, [index, n_queues], len, flags, (frame, *tag));
         }
         true
     }
@@ -95,7 +113,7 @@ impl Vmxnet3Model {
         [index, n_queues]: [u64; 2],
         mut len: u64,
         [is_first, mut is_last, damaged]: [bool; 3],
-        frame: &[u8],
+        (frame, tag): (&[u8], Option<u16>),
     ) {
         let ring = usize::from(!is_first);
         let mut slot = queue.commands[ring].slot();
@@ -113,7 +131,8 @@ impl Vmxnet3Model {
             | (index + if is_first { 0 } else { n_queues }) << 16
             | not_calculated;
         let generation = queue.completions.generation(0) << 63;
-        let second = len | u64::from(damaged && is_last) << 14 | findings | RX_DONE | generation;
+        let tag = tag.filter(|_| is_last).map_or(0, |tag| 1 << 15 | u64::from(tag) << 16);
+        let second = len | u64::from(damaged && is_last) << 14 | tag | findings | RX_DONE | generation;
         let at = queue.completions.at(0);
         queue.commands[ring].next += 1;
         queue.completions.next += 1;

@@ -2,7 +2,7 @@
 
 use super::Vmxnet3Model;
 use super::queue::{Active, Tx, count};
-use crate::intel::model::internet_checksum;
+use crate::intel::model::{insert_tag, internet_checksum};
 use crate::nic::model::Fault;
 
 impl Vmxnet3Model {
@@ -43,7 +43,7 @@ impl Vmxnet3Model {
             if piece == 0 {
                 work = second;
             } else {
-                assert_eq!(second >> 32 & 0xfff, 0, "work is told with the first piece alone");
+                assert_eq!(second >> 32 & 0xffff_8fff, 0, "work is told with the first piece alone");
             }
             last = (queue.commands.slot(), second);
             queue.commands.next += 1;
@@ -52,6 +52,10 @@ impl Vmxnet3Model {
             0 => {}
             2 => complete_checksum(&mut frame, (work >> 32 & 0x3ff) as usize, (work >> 18 & 0x3fff) as usize),
             mode => panic!("offload mode {mode} is not expected"),
+        }
+        if work >> 47 & 1 == 1 {
+            insert_tag(&mut frame, 0x8100, (work >> 48) as u16);
+            self.n_tags[1] += 1;
         }
         count(&mut queue.stats, &frame);
         self.card.wire.from_nic.push(frame);

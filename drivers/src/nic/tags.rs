@@ -8,13 +8,18 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::dma::{PacketBuf, PoolCache};
+use crate::stats::DropReason;
+use crate::vlan;
+
 /// How a chip strips and inserts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Switch {
     /// One switch for everything: all queues strip, and descriptors may ask for a tag, or neither (CTRL.VME: 8254x 9.2,
     /// 82574 10.2.2.1, 82576 8.2.1). It is on while all queues want their tags off.
     One,
-    /// Each receive queue has its own, and descriptors may always ask (82599 7.4).
+    /// Each receive queue has its own, and descriptors may always ask (82599 7.4). Also where the card has one switch for
+    /// stripping alone (vmxnet3): it is on while any queue wants its tags off.
     EachQueue,
     /// Somebody else strips, or doesn't; descriptors had better not ask.
     Foreign,
@@ -96,6 +101,29 @@ impl Tags {
         if self.switch == Switch::One && queues == self.all && self.strip.load(Ordering::SeqCst) == self.all {
             self.inserts.store(true, Ordering::SeqCst);
         }
+    }
+}
+
+/// The tag that all frames of a burst get.
+#[derive(Debug, Clone, Copy)]
+pub struct Tagging {
+    /// Its control information.
+    pub tag: u16,
+    /// The card may be asked.
+    pub by_card: bool,
+}
+
+impl Tagging {
+    /// Puts the tag on; the card does (then it is returned) where it makes no difference: where a tag is inserted behind the
+    /// addresses of an untagged frame.
+    pub fn put(self, frame: &mut PacketBuf, pool: &mut PoolCache) -> Result<Option<u16>, DropReason> {
+        let header = frame.data().first_chunk::<{ vlan::TAGGED_BYTES }>();
+        let untagged = header.is_some_and(|[.., a, b, _, _, _, _]| [*a, *b] != vlan::TPID);
+        if self.by_card && untagged {
+            return Ok(Some(self.tag));
+        }
+        vlan::add_tag(frame, self.tag, pool)?;
+        Ok(None)
     }
 }
 
