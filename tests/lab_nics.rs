@@ -31,6 +31,8 @@ struct Family {
     device: &'static str,
     /// It checks and completes checksums, in this model too.
     checks: bool,
+    /// It takes tags off, and inserts them.
+    tags: [bool; 2],
     /// Counters of its own that say how many frames it received and sent.
     counts: Option<[&'static str; 2]>,
 }
@@ -40,23 +42,50 @@ const FAMILIES: &[Family] = &[
         driver: "virtio-net",
         device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on",
         checks: false,
+        tags: [false, false],
         counts: None,
     },
     Family {
         driver: "virtio-net, packed",
         device: "virtio-net-pci,iommu_platform=on,disable-legacy=on,ats=on,packed=on",
         checks: false,
+        tags: [false, false],
         counts: None,
     },
-    Family { driver: "e1000e", device: "e1000e", checks: true, counts: Some(["GPRC", "GPTC"]) },
-    Family { driver: "igb", device: "igb", checks: true, counts: Some(["GPRC", "GPTC"]) },
-    Family { driver: "igbvf", device: "igb", checks: true, counts: Some(["VFGPRC", "VFGPTC"]) },
-    Family { driver: "e1000", device: "e1000-82545em", checks: false, counts: Some(["GPRC", "GPTC"]) },
-    Family { driver: "e1000, 82540EM", device: "e1000", checks: false, counts: Some(["GPRC", "GPTC"]) },
+    Family {
+        driver: "e1000e",
+        device: "e1000e",
+        checks: true,
+        tags: [true, true],
+        counts: Some(["GPRC", "GPTC"]),
+    },
+    Family { driver: "igb", device: "igb", checks: true, tags: [true, true], counts: Some(["GPRC", "GPTC"]) },
+    Family {
+        driver: "igbvf",
+        device: "igb",
+        checks: true,
+        tags: [true, false],
+        counts: Some(["VFGPRC", "VFGPTC"]),
+    },
+    Family {
+        driver: "e1000",
+        device: "e1000-82545em",
+        checks: false,
+        tags: [true, true],
+        counts: Some(["GPRC", "GPTC"]),
+    },
+    Family {
+        driver: "e1000, 82540EM",
+        device: "e1000",
+        checks: false,
+        tags: [true, true],
+        counts: Some(["GPRC", "GPTC"]),
+    },
     Family {
         driver: "vmxnet3",
         device: "vmxnet3",
         checks: false,
+        tags: [true, true],
         counts: Some(["ucastPktsRxOK", "ucastPktsTxOK"]),
     },
 ];
@@ -75,6 +104,8 @@ struct Row<'a> {
     mac: Mac,
     wire: Wire,
     sent: u32,
+    /// The tag all frames come back with.
+    retag: Option<(u16, u8)>,
 }
 
 impl Row<'_> {
@@ -96,7 +127,8 @@ impl Row<'_> {
         self.sent += n as u32;
         for number in first..self.sent {
             let vlan = (number % 3 == 2).then_some(100);
-            let wanted = Frame::numbered(self.mac, FAR, vlan, number, payload_len).swapped();
+            let mut wanted = Frame::numbered(self.mac, FAR, vlan, number, payload_len).swapped();
+            wanted.vlan = self.retag.or(wanted.vlan);
             let seen = self.wire.receive(DEADLINE);
             if seen.as_ref() != Some(&wanted) {
                 let number = number - first;
@@ -253,7 +285,8 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     let dir = tempfile::tempdir().expect("scratch space");
     let row = |(n, family)| {
         let mac = Mac([0x52, 0x54, 0, 0, 0, n as u8 + 1]);
-        Row { family, n, mac, wire: Wire::new(dir.path(), &format!("wire{n}")).expect("a socket"), sent: 0 }
+        let wire = Wire::new(dir.path(), &format!("wire{n}")).expect("a socket");
+        Row { family, n, mac, wire, sent: 0, retag: None }
     };
     let mut rows: Vec<Row<'_>> = FAMILIES.iter().enumerate().map(row).collect();
     let mut machine = boot(&lab, dir.path(), &rows);
@@ -306,7 +339,13 @@ fn every_family_moves_frames_exactly_behind_real_vfio() {
     learn_addresses(&mut machine, &mut rows);
     rows.iter_mut().for_each(Row::wait_up);
     rows.iter_mut().for_each(|row| row.burst(&mut machine, 33, 1500));
+    let n_retagged = retagged_traffic(&mut machine, &mut rows);
     let log = stop_echo(&mut machine);
+    for (n, row) in rows.iter().enumerate() {
+        let by_card = ["rx_tags_stripped", "tx_tags_inserted"].map(|name| counter(&log, n, name));
+        let wanted = [0, 1].map(|side| if row.family.tags[side] { n_retagged[side] } else { 0 });
+        assert_eq!(by_card, wanted, "{}: {log}", row.family.driver);
+    }
     assert!(!log.contains("error") && !log.contains("fault:"), "{log}");
     let faults =
         machine.run("dmesg | grep -i -e 'DMAR:.*fault' -e 'DMA Read' -e 'DMA Write' -e 'BUG:' -e 'Oops'");
@@ -374,6 +413,25 @@ fn registers_vanish(machine: &mut Machine, rows: &mut [Row<'_>]) {
         row.only_its_addresses_pass();
         row.burst(machine, 33, 1500);
     }
+}
+
+/// Every frame comes back with one tag in place of the one it may have, from all families alike, whoever does it. How many had
+/// one, and how many got one.
+fn retagged_traffic(machine: &mut Machine, rows: &mut [Row<'_>]) -> [u64; 2] {
+    for n in 0..rows.len() {
+        machine.sh(&format!("touch /run/echo/retag-{n}"));
+    }
+    log_says(machine, "retags", rows.len());
+    for row in rows.iter_mut() {
+        // Every third from here on has a tag, of another priority.
+        (row.retag, row.sent) = (Some((100, 5)), 0);
+        for payload_len in PAYLOADS {
+            row.burst(machine, 33, payload_len);
+        }
+        row.nothing_more();
+    }
+    let n_frames = 33 * PAYLOADS.len() as u64;
+    [n_frames / 3, n_frames]
 }
 
 /// The packets in a line of queue counters.

@@ -5,7 +5,8 @@
 //! `DIR/restart-n` it finds, has it filter addresses from `DIR/filter-n` on, switches its registers off for `DIR/vanish-n`,
 //! says on standard output what changed, and gives the NICs back. A UDP frame to port 4242
 //! leaves with its checksum undone, for the NIC to complete, or for software where the NIC can't. One to port 4243 is
-//! answered to the socket it came from. `ADDRESS/N` starts the NIC with N pairs of queues.
+//! answered to the socket it came from. Once there was a file `DIR/retag-n` NIC n (until it is started anew) sends all frames back with
+//! one tag in place of the one they may have: the card does it, or software what the card can't. `ADDRESS/N` starts the NIC with N pairs of queues.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ use spp_drivers::pci::sysfs::{self, BindOptions};
 use spp_drivers::pci::{PciAddress, PciFunction};
 use spp_drivers::port::{Device, HEALTH_INTERVAL, Health, Link, PortError, Queues};
 use spp_drivers::vfio::{self, VfioBar, VfioFunction};
-use spp_drivers::{MacAddr, nic};
+use spp_drivers::{MacAddr, nic, vlan};
 
 /// Each NIC has a pool of its own, in three huge pages: both rings of the longest there are, and what the loop holds.
 const BUFFERS: u32 = 2560;
@@ -31,6 +32,8 @@ const UDP_CHECK: usize = 6;
 const FURTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x77]);
 /// The one VLAN that a virtual function asks for.
 const VLAN: u16 = 100;
+/// The tag that frames are sent back with: that VLAN, priority 5.
+const RETAG: u16 = vlan::tci(VLAN, 5);
 const MARKED_PORT: [u8; 2] = 4242u16.to_be_bytes();
 const ANSWERED_PORT: [u8; 2] = 4243u16.to_be_bytes();
 
@@ -56,6 +59,10 @@ struct Echo {
     restart: PathBuf,
     /// Ends its promiscuity.
     filter: PathBuf,
+    /// Sends frames back with another tag.
+    retag: PathBuf,
+    /// It does: whether the queues strip, and whether they insert.
+    by_card: Option<[bool; 2]>,
     name: String,
     n_pairs: u16,
 }
@@ -80,12 +87,14 @@ fn run(dir: &Path, addresses: &[String]) -> Result<(), Box<dyn Error>> {
         nic.set_promiscuous(true)?;
         nic.set_unicast(&[FURTHER])?;
         nic.set_vlans(&[VLAN])?;
+        let [restart, filter, retag] =
+            ["restart", "filter", "retag"].map(|order| dir.join(format!("{order}-{n}")));
         let name = format!("nic {n}");
-        let [restart, filter] = ["restart", "filter"].map(|what| dir.join(format!("{what}-{n}")));
         println!("{name}: {} mac {:?}", nic.info().driver, nic.mac());
-        let cache = pool.cache();
-        let (queues, n_pairs) = (Queues::default(), *n_pairs);
-        let mut echo = Echo { pool, cache, nic, queues, link: None, restart, filter, name, n_pairs };
+        let (cache, queues, n_pairs) = (pool.cache(), Queues::default(), *n_pairs);
+        let (link, by_card) = (None, None);
+        let mut echo =
+            Echo { pool, cache, nic, queues, link, restart, filter, retag, by_card, name, n_pairs };
         echo.start()?;
         echoes.push(echo);
     }
@@ -175,7 +184,7 @@ impl PciFunction for Vanishing {
 impl Echo {
     fn start(&mut self) -> Result<(), Box<dyn Error>> {
         self.queues = self.nic.start(&self.pool, self.n_pairs)?;
-        self.link = None;
+        (self.link, self.by_card) = (None, None);
         println!("{}: started", self.name);
         Ok(())
     }
@@ -193,9 +202,20 @@ impl Echo {
         self.nic.stop(std::mem::take(&mut self.queues));
     }
 
+    /// From now on frames go back with another tag; who sees to it.
+    fn ask_for_tags(&mut self) {
+        let Queues { rx, tx } = &mut self.queues;
+        let strips = rx.iter_mut().fold(true, |all, half| half.strip_vlan(true) & all);
+        let inserts = tx.iter_mut().fold(true, |all, half| half.insert_vlan(Some(RETAG)) & all);
+        self.by_card = Some([strips, inserts]);
+        self.nic.link();
+        println!("{}: retags, queues strip {strips}, insert {inserts}", self.name);
+    }
+
     /// Echoes a burst.
     fn turn(&mut self, burst: &mut Burst) {
-        let Echo { queues: Queues { rx, tx }, cache, .. } = self;
+        let Echo { queues: Queues { rx, tx }, cache, by_card, .. } = self;
+        let [strips, inserts] = by_card.unwrap_or([true; 2]);
         for (rx, tx) in rx.iter_mut().zip(tx) {
             if rx.rx_burst(cache, burst) == 0 {
                 tx.poll_control();
@@ -203,7 +223,10 @@ impl Echo {
             }
             let offloads = tx.offloads();
             for packet in burst.iter_mut() {
+                let untagged = if strips { Ok(()) } else { vlan::remove_tag(packet, cache) };
                 turn_round(packet, offloads);
+                let tagged = if inserts { Ok(()) } else { vlan::add_tag(packet, RETAG, cache) };
+                assert_eq!((untagged, tagged), (Ok(()), Ok(())), "whole frames of our own");
             }
             while !burst.is_empty() {
                 tx.tx_burst(cache, burst);
@@ -221,6 +244,9 @@ impl Echo {
         if std::fs::remove_file(&self.filter).is_ok() {
             self.nic.set_promiscuous(false)?;
             println!("{}: filters", self.name);
+        }
+        if std::fs::remove_file(&self.retag).is_ok() {
+            self.ask_for_tags();
         }
         let mut again = std::fs::remove_file(&self.restart).is_ok();
         match self.nic.health() {

@@ -5,6 +5,8 @@ use crate::offload::Offload;
 
 /// Generation bit of a transmit descriptor, in its second word.
 pub(super) const TX_GEN: u64 = 1 << 14;
+/// Of a transmit descriptor, in its second word: a tag is to be inserted.
+pub(super) const TX_TAG: u64 = 1 << 47;
 /// Generation bit of a receive descriptor.
 pub(super) const RX_GEN: u64 = 1 << 31;
 /// Generation bit of a completion.
@@ -47,8 +49,7 @@ pub(super) fn tx_checksum(work: &Offload) -> Option<u64> {
 /// The bits that make the device insert a tag with this control information.
 #[inline(always)]
 pub(super) fn tx_tag(tci: u16) -> u64 {
-    const TI: u64 = 1 << 47;
-    TI | u64::from(tci) << 48
+    TX_TAG | u64::from(tci) << 48
 }
 
 /// A buffer to receive into, without its generation: the beginning of a frame, or what follows.

@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 
 use super::area::Area;
 use super::config::queue;
-use super::desc::{Done, MAX_SEGMENTS, tx_checksum, tx_data, tx_report, tx_tag};
+use super::desc::{Done, MAX_SEGMENTS, TX_TAG, tx_checksum, tx_data, tx_report, tx_tag};
 use super::ring::{CommandRing, CompletionRing};
 use super::{Parked, Shared};
 use crate::burst::{BURST, Burst};
@@ -256,7 +256,7 @@ impl<B: Registers> TxQueue for Tx<B> {
             match self.fit(&mut frame, pool) {
                 Ok((work, len)) => {
                     bytes += len as u64;
-                    n_inserted += u64::from(len > frame.total_len());
+                    n_inserted += u64::from(work & TX_TAG != 0);
                     sent += 1;
                     last = self.post(frame, work);
                 }
