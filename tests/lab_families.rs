@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const CLASSIFIERS: [&str; 2] = ["first", "second"];
 /// Enough that all with one queue would be an accident of one in ten thousand million.
 const FLOWS: u8 = 32;
-/// Headers of IPv4 and UDP, from a port that makes the flow; without a checksum of UDP.
+/// Headers of IPv4 and UDP, from an address and a port that make the flow; without a checksum of UDP.
 const UDP: [u8; 28] =
     [0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0x66, 0xbd, 10, 0, 0, 1, 10, 0, 0, 2, 16, 0, 0, 9, 0, 26, 0, 0];
 
@@ -78,7 +78,8 @@ fn both_queues_bring_flows(machine: &mut Machine, echo: &Echo<'_>) {
     let before = packets(machine);
     for flow in 0..FLOWS {
         let mut payload = UDP.to_vec();
-        payload[21] = flow;
+        // Addresses are what every card spreads by: the sender's, and the sum over the header with it.
+        (payload[15], payload[11], payload[21]) = (flow, UDP[11] + UDP[15] - flow, flow);
         payload.resize(46, 0);
         let vlan = echo.vlan.map(|id| (id, 0));
         let frame = Frame { dst: echo.mac, src: FAR, vlan, ethertype: 0x0800, payload };
