@@ -69,11 +69,11 @@ fn mac(i: usize) -> MacAddr {
     MacAddr([0xfa, 0x16, 0x3e, (i >> 16) as u8, (i >> 8) as u8, i as u8])
 }
 
-fn rx(slot: u16, vlan: VlanOp) -> RxEdge {
+pub fn rx(slot: u16, vlan: VlanOp) -> RxEdge {
     RxEdge { slot: RxSlot(slot), vlan, closed: false, from: Default::default(), stats: QueueStats::shared() }
 }
 
-fn tx(slot: u16, vlan: VlanOp) -> TxEdge {
+pub fn tx(slot: u16, vlan: VlanOp) -> TxEdge {
     TxEdge { slot: TxSlot(slot), vlan, full: FULL, guest: None, sharing: None, stats: QueueStats::shared() }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use spp_drivers::Burst;
-use spp_drivers::dma::PoolCache;
+use spp_drivers::dma::{Pool, PoolCache};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_vhost::guest::{Guest, GuestConfig};
 use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
@@ -15,7 +15,7 @@ use crate::stage::{Row, Stage, frame};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What the guest negotiates.
-type Choose = fn(&mut GuestConfig);
+pub type Choose = fn(&mut GuestConfig);
 
 /// The rows of this module.
 pub fn rows() -> Vec<Row> {
@@ -54,37 +54,49 @@ enum Way {
     From,
 }
 
+/// A guest and its port.
+pub struct Attached {
+    pub guest: Guest,
+    /// Taken when the row is over.
+    pub port: Option<VhostPort>,
+    _dir: TempDir,
+}
+
+/// A port whose rings run.
+pub fn attach(pool: &Pool, choose: Choose) -> (Attached, ToGuest, FromGuest) {
+    let dir = tempfile::tempdir().expect("a directory for the socket");
+    let socket = dir.path().join("sock0");
+    let config = PortConfig::new("vhost:0", &socket, Role::Server);
+    let (port, mut to_guest, mut from_guest) = VhostPort::open(config, pool).expect("the path is ours");
+    let mut config = GuestConfig::new(&socket, Role::Client);
+    choose(&mut config);
+    // The halves answer the port's control thread while the guest talks to it.
+    let attaching = std::thread::spawn(move || Guest::attach(config, DEADLINE));
+    while !attaching.is_finished() || port.status().state != PortState::Running {
+        to_guest.poll_control();
+        from_guest.poll_control();
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let guest = attaching.join().expect("it does not panic").expect("the port speaks vhost-user");
+    (Attached { guest, port: Some(port), _dir: dir }, to_guest, from_guest)
+}
+
 struct Vhost {
     way: Way,
     frame: Vec<u8>,
-    guest: Guest,
-    /// Taken apart when the row is over.
-    port: Option<(VhostPort, ToGuest, FromGuest)>,
+    end: Attached,
+    to_guest: ToGuest,
+    from_guest: FromGuest,
     burst: Burst,
     cache: PoolCache,
-    _dir: TempDir,
 }
 
 impl Vhost {
     fn new(way: Way, len: usize, choose: Choose) -> Vhost {
         let (pool, cache) = pool(2048);
-        let dir = tempfile::tempdir().expect("a directory for the socket");
-        let socket = dir.path().join("sock0");
-        let config = PortConfig::new("vhost:0", &socket, Role::Server);
-        let (port, mut to_guest, mut from_guest) = VhostPort::open(config, &pool).expect("the path is ours");
-        let mut config = GuestConfig::new(&socket, Role::Client);
-        choose(&mut config);
-        // The halves answer the port's control thread while the guest talks to it.
-        let attaching = std::thread::spawn(move || Guest::attach(config, DEADLINE));
-        while !attaching.is_finished() || port.status().state != PortState::Running {
-            to_guest.poll_control();
-            from_guest.poll_control();
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        let guest = attaching.join().expect("it does not panic").expect("the port speaks vhost-user");
+        let (end, to_guest, from_guest) = attach(&pool, choose);
         let frame = frame([2; 6], None, len);
-        let port = Some((port, to_guest, from_guest));
-        Vhost { way, frame, guest, port, burst: Burst::new(), cache, _dir: dir }
+        Vhost { way, frame, end, to_guest, from_guest, burst: Burst::new(), cache }
     }
 }
 
@@ -92,7 +104,7 @@ impl Stage for Vhost {
     fn feed(&mut self, burst: usize) {
         match self.way {
             Way::From => {
-                let sent = self.guest.send_burst((0..burst).map(|_| &self.frame[..]));
+                let sent = self.end.guest.send_burst((0..burst).map(|_| &self.frame[..]));
                 assert_eq!(sent, burst, "the ring was drained");
             }
             Way::To => {
@@ -105,16 +117,15 @@ impl Stage for Vhost {
     }
 
     fn work(&mut self) {
-        let Some((_, to_guest, from_guest)) = &mut self.port else { return };
         match self.way {
-            Way::To => to_guest.tx_burst(&mut self.cache, &mut self.burst),
-            Way::From => from_guest.rx_burst(&mut self.cache, &mut self.burst),
+            Way::To => self.to_guest.tx_burst(&mut self.cache, &mut self.burst),
+            Way::From => self.from_guest.rx_burst(&mut self.cache, &mut self.burst),
         };
     }
 
     fn drain(&mut self) -> usize {
         match self.way {
-            Way::To => self.guest.receive_burst(64, |_| ()),
+            Way::To => self.end.guest.receive_burst(64, |_| ()),
             Way::From => self.burst.free_all(&mut self.cache),
         }
     }
@@ -138,11 +149,7 @@ impl Stage for Once {
     }
 
     fn work(&mut self) {
-        let (Some((.., from_guest)), Some((_, to_guest, _))) = (&mut self.from.port, &mut self.to.port)
-        else {
-            return;
-        };
-        let passed = from_guest.rx_into(to_guest);
+        let passed = self.from.from_guest.rx_into(&mut self.to.to_guest);
         assert!(passed.is_some(), "plain frames, and room for them");
     }
 
@@ -153,9 +160,13 @@ impl Stage for Once {
 
 impl Drop for Vhost {
     fn drop(&mut self) {
-        self.guest.disconnect();
-        if let Some((port, to_guest, from_guest)) = self.port.take() {
-            port.close(to_guest, from_guest);
+        let Vhost { end, to_guest, from_guest, .. } = self;
+        end.guest.disconnect();
+        if let Some(port) = end.port.take() {
+            port.close_with(|| {
+                to_guest.poll_control();
+                from_guest.poll_control();
+            });
         }
     }
 }

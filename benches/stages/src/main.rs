@@ -12,6 +12,7 @@
 mod components;
 mod guests;
 mod nic;
+mod node;
 mod posted;
 mod ring;
 mod stage;
@@ -21,7 +22,12 @@ use std::process::ExitCode;
 use stage::{BURSTS, Row};
 
 fn rows() -> impl Iterator<Item = Row> {
-    ring::rows().into_iter().chain(components::rows()).chain(guests::rows()).chain(nic::rows())
+    ring::rows()
+        .into_iter()
+        .chain(components::rows())
+        .chain(guests::rows())
+        .chain(node::rows())
+        .chain(nic::rows())
 }
 
 fn main() -> ExitCode {
