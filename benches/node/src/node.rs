@@ -36,6 +36,8 @@ enum Runs {
 pub struct Node {
     ports: Vec<VhostPort>,
     runs: Runs,
+    components: Vec<Arc<ComponentStats>>,
+    mark: (u64, u64),
     _pool: Pool,
 }
 
@@ -95,8 +97,17 @@ impl Node {
             ),
             change(3, "merger", merge, Box::new(for_wire), Box::new(wire_out)),
         ];
+        let of = |change: &Change| change.plan.components[0].stats.clone();
+        let components = changes.iter().map(of).collect();
         let runs = if apart { run_apart(cpu, changes, &pool)? } else { run_together(cpu, changes, &pool)? };
-        Ok(Node { ports: vec![wire, vm], runs, _pool: pool })
+        Ok(Node { ports: vec![wire, vm], runs, components, mark: (0, 0), _pool: pool })
+    }
+
+    /// Packets that came in from either end, and cycles of all turns that had packets.
+    fn counted(&self) -> (u64, u64) {
+        let [classifier, _, from_vm, _] = &self.components[..] else { return (0, 0) };
+        let packets = classifier.rx_packets.get() + from_vm.rx_packets.get();
+        (packets, self.components.iter().map(|component| component.cycles().useful).sum())
     }
 
     /// Waits until both ports run.
@@ -170,11 +181,14 @@ impl Backend for Node {
     }
 
     fn mark(&mut self) -> Result<()> {
+        self.mark = self.counted();
         Ok(())
     }
 
     fn cycles_per_packet(&mut self) -> Result<Option<f64>> {
-        Ok(None)
+        let ((packets, cycles), (packets_then, cycles_then)) = (self.counted(), self.mark);
+        let n = packets - packets_then;
+        Ok((n > 0).then(|| (cycles - cycles_then) as f64 / n as f64))
     }
 
     fn halt(&mut self) -> Result<()> {

@@ -36,8 +36,8 @@ struct Shape {
 }
 
 const PLAIN: &str = "packed_vq=0,mrg_rxbuf=0,in_order=0";
-const FASTEST: &str = "packed_vq=0,mrg_rxbuf=0,in_order=1,vectorized=1";
-const MERGEABLE: &str = "packed_vq=0,mrg_rxbuf=1,in_order=0";
+pub(super) const FASTEST: &str = "packed_vq=0,mrg_rxbuf=0,in_order=1,vectorized=1";
+pub(super) const MERGEABLE: &str = "packed_vq=0,mrg_rxbuf=1,in_order=0";
 const PACKED: &str = "packed_vq=1,mrg_rxbuf=0,in_order=0";
 const PACKED_MERGEABLE: &str = "packed_vq=1,mrg_rxbuf=1,in_order=0";
 const PACKED_FASTEST: &str = "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1";

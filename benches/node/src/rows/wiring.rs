@@ -8,12 +8,18 @@ use crate::cpu::Watched;
 use crate::dpdk;
 use crate::node::Node;
 use crate::port::Backend;
-use crate::rows::vhost::{Load, Pair, frontend};
+use crate::rows::vhost::{FASTEST, Load, MERGEABLE, Pair, frontend};
 use crate::runner::{Case, Plan, Result, Side};
-use crate::testpmd::{Talker, eal};
+use crate::testpmd::{Talker, Testpmd, eal};
 
 const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
-const VIRTIO_USER: &str = "packed_vq=0,mrg_rxbuf=1,in_order=0";
+/// How frontends are, and the length of frames. What is there for both, the components, is what limits only behind the fast
+/// ones: two mergeable ports keep the frontend's CPU busier than all of ours.
+const SHAPES: &[(&str, &str, u32)] = &[
+    ("mergeable, 64 B", MERGEABLE, 64),
+    ("in order, vectorized, 64 B", FASTEST, 64),
+    ("mergeable, 1500 B", MERGEABLE, 1500),
+];
 
 /// P3.
 pub fn apart(plan: &Plan, done: &mut dyn FnMut(Case)) {
@@ -26,9 +32,10 @@ pub fn together(plan: &Plan, done: &mut dyn FnMut(Case)) {
 }
 
 fn measure(row: &'static str, name: &str, target: f64, apart: bool, plan: &Plan, done: &mut dyn FnMut(Case)) {
-    for len in if plan.quick { &[64][..] } else { &[64, 1500] } {
-        let case = Case::new(row, format!("{name}, {len} B"), "Mpkt/s", Some(target));
-        done(case.measure(plan, ours(plan, apart, *len), baseline(plan, apart, *len)));
+    for (shape, devargs, len) in &SHAPES[..if plan.quick { 2 } else { SHAPES.len() }] {
+        let case = Case::new(row, format!("{name}, {shape}"), "Mpkt/s", Some(target));
+        let ends = |sockets: &[PathBuf; 2]| both_ends(plan, sockets, devargs, *len);
+        done(case.measure(plan, ours(plan, apart, &ends), baseline(plan, apart, &ends)));
     }
 }
 
@@ -39,21 +46,23 @@ fn sockets() -> Result<(tempfile::TempDir, [PathBuf; 2])> {
 }
 
 /// Port 0 is the network, port 1 the VM: what one receives the other sends.
-fn both_ends(plan: &Plan, sockets: &[PathBuf; 2], len: u32) -> Result<crate::testpmd::Testpmd> {
+fn both_ends(plan: &Plan, sockets: &[PathBuf; 2], devargs: &str, len: u32) -> Result<Testpmd> {
     let peer = format!("--eth-peer=0,{VM}");
-    frontend(plan.frontend_first(), sockets, VIRTIO_USER, len, Load::Closed, &[&peer])
+    frontend(plan.frontend_first(), sockets, devargs, len, Load::Closed, &[&peer])
 }
 
-fn ours(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
+type Ends<'a> = &'a dyn Fn(&[PathBuf; 2]) -> Result<Testpmd>;
+
+fn ours(plan: &Plan, apart: bool, ends: Ends<'_>) -> Result<Box<dyn Side>> {
     let (dir, sockets) = sockets()?;
     let [wire, vm] = sockets.clone();
     let backend = Node::start(plan.backend_cpu, apart, wire, vm, VM)?;
-    let frontend = both_ends(plan, &sockets, len)?;
+    let frontend = ends(&sockets)?;
     backend.wait_running()?;
     Ok(Box::new(Pair { frontend, backend, load: Load::Closed, _dir: dir }))
 }
 
-fn baseline(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
+fn baseline(plan: &Plan, apart: bool, ends: Ends<'_>) -> Result<Box<dyn Side>> {
     let (dir, sockets) = sockets()?;
     let [cpu, prompt_cpu] = plan.backend_first();
     let n_workers = if apart { 4 } else { 1 };
@@ -63,8 +72,12 @@ fn baseline(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
     for (n, path) in sockets.iter().enumerate() {
         args.extend(["--vdev".to_owned(), format!("net_vhost{n},iface={},queues=1", path.display())]);
     }
-    let backend = Pipeline { talker: dpdk::start("pipeline", args, &[VM.to_string()])?, apart };
-    let frontend = both_ends(plan, &sockets, len)?;
+    let backend = Pipeline {
+        talker: dpdk::start("pipeline", args, &[VM.to_string()])?,
+        apart,
+        mark: Default::default(),
+    };
+    let frontend = ends(&sockets)?;
     Ok(Box::new(Pair { frontend, backend, load: Load::Closed, _dir: dir }))
 }
 
@@ -72,30 +85,40 @@ fn baseline(plan: &Plan, apart: bool, len: u32) -> Result<Box<dyn Side>> {
 struct Pipeline {
     talker: Talker,
     apart: bool,
+    mark: (u64, u64),
 }
 
 impl Pipeline {
-    fn tell(&mut self, line: &str) -> Result<()> {
+    /// Packets that came in and cycles they took, up to when the line was obeyed.
+    fn tell(&mut self, line: &str) -> Result<(u64, u64)> {
         self.talker.say(line)?;
-        self.talker.wait_for(" ").map(drop)
+        let answer = self.talker.wait_for(" ")?;
+        let numbers: Vec<u64> = answer.split(' ').filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [from_wire, from_vm, _drops, cycles] => Ok((from_wire + from_vm, cycles)),
+            _ => Err(format!("pipeline.c said nonsense: {answer}")),
+        }
     }
 }
 
 impl Backend for Pipeline {
     fn go(&mut self) -> Result<()> {
-        self.tell("go")
+        self.tell("go").map(drop)
     }
 
     fn mark(&mut self) -> Result<()> {
+        self.mark = self.tell("stats")?;
         Ok(())
     }
 
     fn cycles_per_packet(&mut self) -> Result<Option<f64>> {
-        Ok(None)
+        let ((packets, cycles), (packets_then, cycles_then)) = (self.tell("stats")?, self.mark);
+        let n = packets - packets_then;
+        Ok((n > 0).then(|| (cycles - cycles_then) as f64 / n as f64))
     }
 
     fn halt(&mut self) -> Result<()> {
-        self.tell("stop")
+        self.tell("stop").map(drop)
     }
 
     /// Threads that share a CPU wait for each other: that is no disturbance.
