@@ -7,7 +7,7 @@
 //! Between two guests frames go past the buffers where the queues know how: see [`RxQueue::rx_into`](spp_drivers::port::RxQueue::rx_into).
 //! What can't go that way, because of what it is or because the output is full, goes through the pending burst as ever.
 
-use crate::edge::{Books, Slots, flush, pass, receive, refuse, rework};
+use crate::edge::{Books, Slots, flush, flush_all_of, pass, receive, refuse, rework};
 use crate::frame;
 use crate::plan::{RxEdge, TxEdge, VlanOp};
 
@@ -35,9 +35,10 @@ pub(crate) fn turn(rx: &RxEdge, tx: &TxEdge, way: Way, slots: &mut Slots, books:
     if way == Way::Direct && pass(rx, input, tx, output, books) {
         return;
     }
-    receive(rx, input, books, &mut output.pending);
+    let mut known = receive(rx, input, books, &mut output.pending);
     if tx.vlan != VlanOp::None {
         rework(&mut output.pending, 0, &tx.stats, books, |packet, pool| frame::apply(tx.vlan, packet, pool));
+        known = None;
     }
-    flush(tx, output, books);
+    flush_all_of(known, tx, output, books);
 }

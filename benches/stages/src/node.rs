@@ -61,7 +61,7 @@ impl Node {
             component("merger", Work::Merge { rx: vec![edge_in(3)], tx: edge_out(3) }),
         ];
         let fused = [(0, 1), (2, 3)].map(|(tx, rx)| Fused { tx: TxSlot(tx), rx: RxSlot(rx) }).to_vec();
-        let mut plan = CorePlan { generation: 1, components, fused, ..CorePlan::default() };
+        let mut plan = CorePlan { generation: 1, components, fused };
         plan.sort_by_flow();
         let mut engine = Engine::new(&pool);
         engine.change(Change {

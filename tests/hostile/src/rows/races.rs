@@ -235,10 +235,11 @@ pub fn g21(arena: &mut Arena<'_>) -> Ended {
             }
         }
     };
-    let (frontend, words) = race_within(FOR_EVER, arena, frontend, change, |arena, frontend| match arena.pass(frontend) {
-        Ok(()) => 200,
-        Err(_) => 0,
-    })?;
+    let (frontend, words) =
+        race_within(FOR_EVER, arena, frontend, change, |arena, frontend| match arena.pass(frontend) {
+            Ok(()) => 200,
+            Err(_) => 0,
+        })?;
     if arena.is_strict() && !words.ends_with("0 resets") {
         return Err(Trouble::Wrong(format!("frames did not pass: {words}")));
     }
