@@ -15,9 +15,6 @@ use crate::frame::{self, Header};
 use crate::plan::{Origin, RxEdge, TxEdge, VlanOp};
 use crate::table::{Place, Route, Table};
 
-/// Packets looked ahead when fetching headers.
-const LOOK_AHEAD: usize = 4;
-
 /// Not one output: several, or none. Outputs are fewer.
 const ELSEWHERE: u16 = u16::MAX;
 
@@ -134,17 +131,13 @@ fn is_own(packet: &PacketBuf, output: &TxEdge) -> bool {
 #[inline(always)]
 fn look_up(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURST] {
     let mut outputs = [ELSEWHERE; BURST];
-    burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
-    for index in 0..burst.len() {
-        if let Some(ahead) = burst.get(index + LOOK_AHEAD) {
-            ahead.prefetch();
-        }
-        let packet = &mut burst[index];
+    frame::fetch_headers(burst);
+    for (output, packet) in outputs.iter_mut().zip(burst.iter_mut()) {
         frame::gather_header(packet, pool);
         if let Ok(header) = frame::parse(packet.data())
-            && let Route::One(output) = table.route(header.vid, header.dst)
+            && let Route::One(one) = table.route(header.vid, header.dst)
         {
-            outputs[index] = output;
+            *output = one;
         }
     }
     outputs
@@ -154,15 +147,11 @@ fn look_up(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURS
 #[inline(never)]
 fn look_up_far(table: &Table, burst: &mut Burst, pool: &mut PoolCache) -> [u16; BURST] {
     let (mut outputs, mut places) = ([ELSEWHERE; BURST], [Place::default(); BURST]);
-    burst.iter().take(LOOK_AHEAD).for_each(PacketBuf::prefetch);
-    for index in 0..burst.len() {
-        if let Some(ahead) = burst.get(index + LOOK_AHEAD) {
-            ahead.prefetch();
-        }
-        let packet = &mut burst[index];
+    frame::fetch_headers(burst);
+    for (place, packet) in places.iter_mut().zip(burst.iter_mut()) {
         frame::gather_header(packet, pool);
         let header = frame::parse(packet.data()).unwrap_or(NOBODYS);
-        places[index] = table.fetch(header.vid, header.dst);
+        *place = table.fetch(header.vid, header.dst);
     }
     for ((output, place), packet) in outputs.iter_mut().zip(places).zip(burst.iter()) {
         *output = table.route_fetched(place).unwrap_or_else(|| look_up_again(table, packet));

@@ -186,11 +186,9 @@ pub(crate) fn rework(
     mut operation: impl FnMut(&mut PacketBuf, &mut PoolCache) -> Result<(), DropReason>,
 ) {
     let mut refused = 0u32;
-    for index in first..burst.len() {
-        if let Some(next) = burst.get(index + 1) {
-            next.prefetch();
-        }
-        if let Err(reason) = operation(&mut burst[index], books.pool) {
+    frame::fetch_headers(&burst[first..]);
+    for (index, packet) in burst.iter_mut().enumerate().skip(first) {
+        if let Err(reason) = operation(packet, books.pool) {
             refused |= 1 << index;
             books.count_drops(edge, reason, 1);
         }

@@ -4,6 +4,7 @@
 //! length is checked; the buffer itself is ours alone. How tags are put on and taken off is with the drivers
 //! ([`spp_drivers::vlan`]), some of which have their card do it.
 
+use spp_drivers::dma::PacketBuf;
 use spp_drivers::stats::DropReason;
 
 pub use spp_drivers::vlan::{ETHERNET_BYTES, TAG_BYTES, apply, gather_header};
@@ -22,6 +23,14 @@ pub struct Header {
     pub dst: u64,
     /// VLAN id of the outer tag, or 0: untagged and priority-tagged frames are the same here (802.1Q 6.9).
     pub vid: u16,
+}
+
+/// All headers are on their way before the first is read. Where they lie in the second-level cache, a packet takes 140 ticks
+/// and not 150 (`spp-stages` "classifier, 1000 entries"), where they lie in the first, 82 and not 74 ("2 entries"): frames
+/// off a card come from further away than either.
+#[inline(always)]
+pub fn fetch_headers(packets: &[PacketBuf]) {
+    packets.iter().for_each(PacketBuf::prefetch);
 }
 
 /// Reads the header of a frame whose first segment is `data`.
@@ -56,7 +65,7 @@ mod tests {
     use super::*;
     use crate::plan::VlanOp;
     use spp_drivers::MacAddr;
-    use spp_drivers::dma::{DmaSpace, HEADROOM, Offload, PacketBuf, Pool, PoolCache, PoolConfig};
+    use spp_drivers::dma::{DmaSpace, HEADROOM, Offload, Pool, PoolCache, PoolConfig};
 
     const TPID_AT: usize = 12;
 

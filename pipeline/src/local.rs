@@ -42,11 +42,8 @@ impl Inside<'_> {
     /// Moves and copies what is for other guests from `pending`, where a guest's frames start at `first`.
     fn sort_out(&mut self, id: u16, vid: u16, pending: &mut Burst, first: usize, books: &mut Books) {
         let (mut moved, mut copied) = (0u32, 0u32);
-        for index in first..pending.len() {
-            if let Some(next) = pending.get(index + 1) {
-                next.prefetch();
-            }
-            let packet = &mut pending[index];
+        frame::fetch_headers(&pending[first..]);
+        for (index, packet) in pending.iter_mut().enumerate().skip(first) {
             frame::gather_header(packet, books.pool);
             let Ok(header) = frame::parse(packet.data()) else { continue };
             if header.vid != vid {
