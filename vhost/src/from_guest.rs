@@ -195,9 +195,10 @@ pub(crate) fn give_back<L: Layout>(ring: &mut Queue<L>, entries: &[L::Entry]) {
     match entries {
         [.., last] if features.in_order => {
             let n_slots = used.map(|used| used.n_slots).sum();
-            layout.complete(place, std::iter::once(Used { n_slots, ..L::used(*last, 0) }));
+            let all = std::iter::once(Used { n_slots, ..L::used(*last, 0) });
+            layout.complete(place, Direction::FromGuest, all);
         }
-        _ => layout.complete(place, used),
+        _ => layout.complete(place, Direction::FromGuest, used),
     }
 }
 

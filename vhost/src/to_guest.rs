@@ -266,7 +266,8 @@ fn plain_slots<'m, L: Layout, F: Plain>(
         slot.prefetch(0);
         slot.prefetch_write(header_bytes);
         frame.prefetch();
-        slots.try_push(slot).is_ok()
+        let pushed = slots.try_push(slot);
+        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
     };
     let (mut memory, mut rest, table) =
         (Translator::new(layout.map()), entries.iter().zip(from), layout.table());
@@ -279,9 +280,7 @@ fn plain_slots<'m, L: Layout, F: Plain>(
                     let bytes = header_bytes + frame.len();
                     let slot = plain_slot(&head, bytes, |gpa, len| memory.slice_nearby(gpa, len));
                     if let Some(slot) = slot {
-                        if !push(slot, frame) {
-                            return;
-                        }
+                        push(slot, frame);
                         continue;
                     }
                 }
@@ -293,9 +292,8 @@ fn plain_slots<'m, L: Layout, F: Plain>(
             return;
         }
         let slot = plain_slot(&head, header_bytes + frame.len(), |gpa, len| memory.slice(gpa, len));
-        if !slot.is_some_and(|slot| push(slot, frame)) {
-            return;
-        }
+        let Some(slot) = slot else { return };
+        push(slot, frame);
     }
 }
 
@@ -331,7 +329,7 @@ fn fill_slots<L: Layout, F: Plain>(
         bytes += n as u64;
         L::used(*entry, (header_bytes + n) as u32)
     });
-    layout.complete(place, used);
+    layout.complete(place, Direction::ToGuest, used);
     while left != 0 {
         let i = left.trailing_zeros() as usize;
         fill_plain(&slots[i], from[i].header(to_guest), header_bytes, &from[i]);
@@ -386,7 +384,7 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
             Err(error) => {
                 // Bad chains go back with length 0, or the guest would wait for them for ever.
                 taken.push(head.used(0));
-                layout.complete(place, taken.iter().map(|used| Used { len: 0, ..*used }));
+                layout.complete(place, Direction::ToGuest, taken.iter().map(|used| Used { len: 0, ..*used }));
                 return Ok(Outcome::Dropped(error.reason()));
             }
         }
@@ -402,6 +400,6 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
         left -= len;
         Used { len, ..*used }
     });
-    layout.complete(place, lens);
+    layout.complete(place, Direction::ToGuest, lens);
     Ok(Outcome::Delivered)
 }

@@ -5,7 +5,6 @@
 //! A descriptor's length, id and flags are one 64-bit word, loaded and stored as one, so that a used element
 //! appears whole. Owned by one thread at a time.
 
-use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -56,32 +55,23 @@ impl Desc {
     pub fn buffer(&self) -> u64 {
         u64::from_le(self.0[0].load(Ordering::Relaxed))
     }
-}
 
-/// The descriptors for a loop that writes, with pointer and size in registers.
-#[derive(Clone, Copy)]
-pub struct DescRing<'r> {
-    desc: NonNull<u64>,
-    size: u16,
-    ring: PhantomData<&'r PackedMemory>,
-}
-
-impl<'r> DescRing<'r> {
-    /// Word 0 (address) or 1 (length, id, flags) of descriptor `slot`; 0's when there is none such.
+    /// Writes a used element; everything written before is visible to a driver that sees it.
     #[inline(always)]
-    fn word(self, slot: u16, which: usize) -> &'r AtomicU64 {
-        debug_assert!(slot < self.size && which < 2);
-        let slot = if slot < self.size { usize::from(slot) } else { 0 };
-        // SAFETY: the ring was translated for size descriptors of two words each, and slot is below size.
-        let at = unsafe { self.desc.add(2 * slot + (which & 1)) };
-        // SAFETY: aligned, mapped while the ring's memory is borrowed; an atomic may change under a shared reference.
-        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    pub fn write_used(&self, used: State) {
+        self.0[1].store(used.0.to_le(), Ordering::Release);
     }
 
-    /// Writes a used element into `slot`; everything written before is visible to a driver that sees it.
+    /// One that lies in no ring.
     #[inline(always)]
-    pub fn write_used(self, slot: u16, used: State) {
-        self.word(slot, 1).store(used.0.to_le(), Ordering::Release);
+    pub fn aside(state: State) -> Desc {
+        Desc([AtomicU64::new(0), AtomicU64::new(state.0.to_le())])
+    }
+
+    /// Asks the CPU to take the line of a descriptor, which is read and then written, from the driver's.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        prefetch_write(std::ptr::from_ref(self).cast());
     }
 }
 
@@ -117,22 +107,33 @@ impl PackedMemory {
         (self.desc.cast(), self.device_event.cast())
     }
 
-    /// The descriptors.
+    /// Descriptor `slot`; the first when there is none such.
     #[inline(always)]
-    pub fn descs(&self) -> DescRing<'_> {
-        DescRing { desc: self.desc, size: self.size, ring: PhantomData }
+    fn desc(&self, slot: u16) -> &Desc {
+        debug_assert!(slot < self.size);
+        let slot = if slot < self.size { usize::from(slot) } else { 0 };
+        // SAFETY: the ring was translated for size descriptors of two words each, and slot is below size.
+        let at = unsafe { self.desc.add(2 * slot) };
+        // SAFETY: aligned, mapped while self lives; atomics may change under a shared reference.
+        unsafe { at.cast().as_ref() }
+    }
+
+    /// Writes a used element into `slot`; everything written before is visible to a driver that sees it.
+    #[inline(always)]
+    pub fn write_used(&self, slot: u16, used: State) {
+        self.desc(slot).write_used(used);
     }
 
     /// The second word of descriptor `slot`: what it says is there once this is read.
     #[inline(always)]
     pub fn state(&self, slot: u16) -> State {
-        State(u64::from_le(self.descs().word(slot, 1).load(Ordering::Acquire)))
+        self.desc(slot).state()
     }
 
     /// The buffer address of descriptor `slot`.
     #[inline(always)]
     pub fn buffer(&self, slot: u16) -> u64 {
-        u64::from_le(self.descs().word(slot, 0).load(Ordering::Relaxed))
+        self.desc(slot).buffer()
     }
 
     /// The descriptors from `slot` on, up to `n` and to the end of the ring: a loop over them checks no slot.
@@ -145,12 +146,6 @@ impl PackedMemory {
         // SAFETY: n descriptors from slot on were translated, aligned, and are mapped while self lives; atomics may change
         // under a shared reference.
         unsafe { std::slice::from_raw_parts(first.as_ptr().cast::<Desc>(), usize::from(n)) }
-    }
-
-    /// Asks the CPU to take the line of descriptor `slot`, which is read and then written, from the driver's.
-    #[inline(always)]
-    pub fn prefetch(&self, slot: u16) {
-        prefetch_write(self.desc.as_ptr().wrapping_add(2 * usize::from(slot)).cast());
     }
 
     /// The driver's event suppression structure: slot and wrap counter, flags.
@@ -183,6 +178,15 @@ impl PackedMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct State(pub(super) u64);
 
+impl std::ops::BitOr for State {
+    type Output = State;
+
+    #[inline(always)]
+    fn bitor(self, other: State) -> State {
+        State(self.0 | other.0)
+    }
+}
+
 impl State {
     /// As it goes into the ring.
     #[inline(always)]
@@ -202,10 +206,10 @@ impl State {
         (self.0 >> 48) as u16
     }
 
-    /// With another buffer id.
+    /// Length.
     #[inline(always)]
-    pub fn with_id(self, id: u16) -> State {
-        State(self.0 & !(0xffff << 32) | u64::from(id) << 32)
+    pub fn len(self) -> u32 {
+        self.0 as u32
     }
 
     /// With the buffer's address, in the form both layouts share: `next` is the buffer id.

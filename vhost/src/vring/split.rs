@@ -140,7 +140,7 @@ impl Layout for SplitMemory {
     }
 
     #[inline(always)]
-    fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>) {
+    fn complete(&self, place: &mut Place, _direction: Direction, used: impl Iterator<Item = Used>) {
         let (mut at, ring) = (place.used, self.used_ring());
         for Used { id, n_slots, len } in used {
             ring.write(at, id, len);

@@ -24,7 +24,7 @@ pub(crate) struct Head {
     pub first: Descriptor,
     /// What the used element names: the first descriptor's index (split), the buffer id (packed).
     pub id: u16,
-    /// Where its first descriptor lies in the ring.
+    /// Where its first descriptor lies in the ring; packed, only of a chain of several.
     pub at: u16,
     /// Entries it takes: one (split), its descriptors (packed).
     pub n_slots: u16,
@@ -123,8 +123,9 @@ pub(crate) trait Layout: Sized {
         chain: &mut Chain<'m>,
     ) -> Result<(), ChainError>;
 
-    /// Takes chains off the front and writes their used elements, not visible before [`publish`](Self::publish).
-    fn complete(&self, place: &mut Place, used: impl Iterator<Item = Used>);
+    /// Takes chains off the front and writes their used elements, not visible before [`publish`](Self::publish). All
+    /// that go to the guest are said to be written as far as their length.
+    fn complete(&self, place: &mut Place, direction: Direction, used: impl Iterator<Item = Used>);
 
     /// Asks the CPU to fetch what bursts will read soon, now that `n_slots` entries have been taken since it was asked last.
     fn look_ahead(&self, place: &Place, n_slots: u16);
