@@ -66,8 +66,7 @@ fn binary_runs_alone_in_an_empty_root() {
 #[test]
 fn binary_to_deliver_is_smaller_than_12_mib_and_works() {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    let binary =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("x86_64-unknown-linux-gnu/dist/spp");
+    let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("x86_64-unknown-linux-gnu/dist/spp");
     let Ok(file) = binary.metadata() else {
         let reason = "not built: cargo build --profile dist --bin spp";
         return skip("binary_to_deliver_is_smaller_than_12_mib_and_works", reason);
