@@ -5,7 +5,7 @@ use std::fs;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::runner::{Case, Placement, Plan, Spread};
+use crate::runner::{Case, Placement, Plan, Spread, State};
 use crate::testpmd::huge_pages_mib;
 
 /// The machine and the settings, said before any number.
@@ -90,6 +90,20 @@ fn or_dash(value: Option<f64>) -> String {
     value.map_or("-".to_owned(), number)
 }
 
+fn state(State { placement, shared }: State) -> String {
+    let place = match placement {
+        Placement::One => "one",
+        Placement::Near => "near",
+        Placement::Far => "far",
+    };
+    match shared {
+        [false, false] => place.to_owned(),
+        [true, false] => format!("{place}, backend's core shared"),
+        [false, true] => format!("{place}, frontend's core shared"),
+        [true, true] => format!("{place}, cores shared"),
+    }
+}
+
 /// One line.
 pub fn print_case(case: &Case, share_min: f64) {
     let result = case.compare(share_min);
@@ -110,7 +124,7 @@ pub fn print_case(case: &Case, share_min: f64) {
         result.n_used.0,
         result.n_used.1,
         case.ours.len().max(case.baseline.len()),
-        if result.placement == Placement::Near { "near" } else { "far" },
+        state(result.state),
     );
     if let Some(remark) = &case.remark {
         println!("    {remark}");

@@ -38,6 +38,20 @@ impl Plan {
     pub fn frontend_first(&self) -> [usize; 2] {
         [self.frontend_cpu, self.backend_cpu]
     }
+
+    fn pace_ns(&self) -> Result<[f64; 2]> {
+        Ok([cpu::pace_ns(self.backend_cpu)?, cpu::pace_ns(self.frontend_cpu)?])
+    }
+
+    /// A reading, and what the machine was like before and after it.
+    fn sample(&self, side: &mut dyn Side) -> Result<Sample> {
+        let handover_ns = cpu::handover_ns(self.backend_cpu, self.frontend_cpu);
+        let before = self.pace_ns()?;
+        let reading = side.sample(self.window)?;
+        let after = self.pace_ns()?;
+        let pace_ns = [0, 1].map(|cpu| f64::max(before[cpu], after[cpu]));
+        Ok(Sample { reading, handover_ns, pace_ns })
+    }
 }
 
 /// What a side measured in one window.
@@ -59,24 +73,46 @@ pub struct Sample {
     pub reading: Reading,
     /// One hand-over of a cache line between the two CPUs, just before.
     pub handover_ns: f64,
+    /// What a piece of work took on the backend's CPU and on the frontend's: the longer one of just before and just after.
+    pub pace_ns: [f64; 2],
 }
 
 /// Where the hypervisor had put the two CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
+    /// They share a core.
+    One,
     /// They share a cache.
     Near,
     /// They don't.
     Far,
 }
 
-/// Between the two kinds of hand-over seen: 45 to 60 ns, and 150 to 250 ns.
-const NEAR_MAX_NS: f64 = 100.0;
+/// What samples must have in common to be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// Where the CPUs were.
+    pub placement: Placement,
+    /// Whether others used the backend's core, and the frontend's.
+    pub shared: [bool; 2],
+}
+
+/// Between the kinds of hand-over seen: 20 ns, 45 to 60, and 95 to 250.
+const ONE_MAX_NS: f64 = 30.0;
+const NEAR_MAX_NS: f64 = 75.0;
+/// A core that others use as well takes 1.5 to 1.9 times as long as by itself.
+const SHARED_MIN: f64 = 1.25;
 
 impl Sample {
-    fn placement(&self) -> Placement {
-        if self.handover_ns < NEAR_MAX_NS { Placement::Near } else { Placement::Far }
+    /// `best` is what the work takes on CPUs that are alone on their cores.
+    fn state(&self, best: [f64; 2]) -> State {
+        let placement = match self.handover_ns {
+            ns if ns < ONE_MAX_NS => Placement::One,
+            ns if ns < NEAR_MAX_NS => Placement::Near,
+            _ => Placement::Far,
+        };
+        State { placement, shared: [0, 1].map(|cpu| self.pace_ns[cpu] > SHARED_MIN * best[cpu]) }
     }
 }
 
@@ -132,8 +168,8 @@ impl Spread {
 /// What the samples that may be compared came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    /// Where the CPUs were in them.
-    pub placement: Placement,
+    /// What the machine was like in them.
+    pub state: State,
     /// Samples used of ours and of the baseline.
     pub n_used: (usize, usize),
     /// True when polling threads had less than their share of the CPU in them: there were no better ones.
@@ -187,9 +223,8 @@ impl Case {
         for _ in 0..plan.n_samples {
             for (side, samples) in sides.iter_mut().zip([&mut *first, &mut *second]) {
                 let Some(running) = side else { continue };
-                let handover_ns = cpu::handover_ns(plan.backend_cpu, plan.frontend_cpu);
-                match running.sample(plan.window) {
-                    Ok(reading) => samples.push(Sample { reading, handover_ns }),
+                match plan.sample(running.as_mut()) {
+                    Ok(sample) => samples.push(sample),
                     Err(why) => {
                         remarks.push(why);
                         *side = None;
@@ -201,28 +236,28 @@ impl Case {
         self
     }
 
-    /// Compares samples of the placement that has most of them on both sides, and of those the undisturbed.
+    /// Compares samples of the state that has most of them on both sides, and of those the undisturbed.
     pub fn compare(&self, share_min: f64) -> Comparison {
-        let count = |samples: &[Sample], place: Placement, share: f64| {
-            samples.iter().filter(|s| s.placement() == place && s.reading.cpu_share >= share).count()
-        };
-        let weight = |place: Placement, share: f64| {
-            let (a, b) = (count(&self.ours, place, share), count(&self.baseline, place, share));
+        let all = || self.ours.iter().chain(&self.baseline);
+        let best = [0, 1].map(|cpu| all().map(|s| s.pace_ns[cpu]).fold(f64::MAX, f64::min));
+        let fits =
+            |s: &Sample, state: State, share: f64| s.state(best) == state && s.reading.cpu_share >= share;
+        let weight = |state: State, share: f64| {
+            let count = |samples: &[Sample]| samples.iter().filter(|s| fits(s, state, share)).count();
+            let (a, b) = (count(&self.ours), count(&self.baseline));
             if self.baseline.is_empty() || self.ours.is_empty() { a + b } else { a.min(b) }
         };
-        let choices = [share_min, 0.0].into_iter().flat_map(|share| {
-            [Placement::Near, Placement::Far].map(|place| (weight(place, share), place, share))
-        });
-        // The first of the best: undisturbed before disturbed.
-        let choices: Vec<_> = choices.collect();
-        let best = |of: &[(usize, Placement, f64)]| {
-            of.iter().copied().reduce(|a, b| if b.0 > a.0 { b } else { a }).expect("two placements")
+        // The first of the best.
+        let most = |share: f64| {
+            let choices = all().map(|s| (weight(s.state(best), share), s.state(best)));
+            choices.reduce(|a, b| if b.0 > a.0 { b } else { a })
         };
-        let (clean, any) = (best(&choices[..2]), best(&choices[2..]));
-        let (_, placement, share) = if clean.0 > 0 { clean } else { any };
+        let nowhere = State { placement: Placement::Far, shared: [false; 2] };
+        let is_clean = most(share_min).is_some_and(|(n, _)| n > 0);
+        let share = if is_clean { share_min } else { 0.0 };
+        let state = most(share).map_or(nowhere, |(_, state)| state);
         let keep = |samples: &[Sample]| -> Vec<Reading> {
-            let fits = |s: &&Sample| s.placement() == placement && s.reading.cpu_share >= share;
-            samples.iter().filter(fits).map(|s| s.reading).collect()
+            samples.iter().filter(|s| fits(s, state, share)).map(|s| s.reading).collect()
         };
         let (a, b) = (keep(&self.ours), keep(&self.baseline));
         let spread = |of: &[Reading]| Spread::of(of.iter().map(|r| r.value));
@@ -233,9 +268,9 @@ impl Case {
             .zip(baseline)
             .map(|(a, b)| if self.less_is_better { b.median / a.median } else { a.median / b.median });
         Comparison {
-            placement,
+            state,
             n_used: (a.len(), b.len()),
-            disturbed: clean.0 == 0,
+            disturbed: !is_clean,
             ours,
             baseline,
             ratio,
@@ -250,7 +285,8 @@ mod tests {
     use super::*;
 
     fn sample(value: f64, handover_ns: f64, cpu_share: f64) -> Sample {
-        Sample { reading: Reading { value, cycles_per_packet: Some(100.0 / value), cpu_share }, handover_ns }
+        let reading = Reading { value, cycles_per_packet: Some(100.0 / value), cpu_share };
+        Sample { reading, handover_ns, pace_ns: [10.0, 20.0] }
     }
 
     #[test]
@@ -259,10 +295,22 @@ mod tests {
         case.ours = vec![sample(10.0, 50.0, 1.0), sample(90.0, 200.0, 1.0), sample(12.0, 50.0, 0.99)];
         case.baseline = vec![sample(5.0, 50.0, 1.0), sample(6.0, 55.0, 1.0), sample(1.0, 50.0, 0.5)];
         let result = case.compare(0.95);
-        assert_eq!((result.placement, result.n_used, result.disturbed), (Placement::Near, (2, 2), false));
+        let near = State { placement: Placement::Near, shared: [false; 2] };
+        assert_eq!((result.state, result.n_used, result.disturbed), (near, (2, 2), false));
         assert_eq!((result.ours.unwrap().median, result.baseline.unwrap().min), (12.0, 5.0));
         assert_eq!(result.ratio, Some(2.0));
         assert_eq!(case.less_is_better().compare(0.95).ratio, Some(0.5));
+    }
+
+    #[test]
+    fn samples_of_a_core_that_others_use_are_compared_with_such_only() {
+        let slowed = |value, pace_ns| Sample { pace_ns, ..sample(value, 100.0, 1.0) };
+        let mut case = Case::new("P1", "x", "M/s", None);
+        case.ours = vec![sample(10.0, 120.0, 1.0), slowed(5.0, [17.0, 20.0]), slowed(6.0, [18.0, 20.0])];
+        case.baseline = vec![slowed(2.5, [16.0, 21.0]), slowed(9.0, [10.0, 38.0]), slowed(3.0, [19.0, 22.0])];
+        let result = case.compare(0.95);
+        assert_eq!(result.state, State { placement: Placement::Far, shared: [true, false] });
+        assert_eq!((result.n_used, result.ratio), ((2, 2), Some(2.0)));
     }
 
     #[test]
