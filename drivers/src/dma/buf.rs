@@ -439,7 +439,7 @@ impl PacketBuf {
         self.meta().origin = origin;
     }
 
-    /// Hints the CPU to fetch the frame's first line: call it on the next packet while working on this one.
+    /// Hints the CPU to fetch the frame's first line: call it for packets that are looked at soon.
     #[inline(always)]
     pub fn prefetch(&self) {
         let line = self.data_ptr().as_ptr().cast::<i8>();

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::layout::{DESCRIPTOR_BYTES, Descriptor, RingAddr};
-use crate::copy::prefetch_write;
 use crate::memory::{FrontendVa, GuestMap};
 
 /// Flag bits that say whose turn a descriptor is (virtio 1.2, 2.8.1).
@@ -66,12 +65,6 @@ impl Desc {
     #[inline(always)]
     pub fn aside(state: State) -> Desc {
         Desc([AtomicU64::new(0), AtomicU64::new(state.0.to_le())])
-    }
-
-    /// Asks the CPU to take the line of a descriptor, which is read and then written, from the driver's.
-    #[inline(always)]
-    pub fn prefetch(&self) {
-        prefetch_write(std::ptr::from_ref(self).cast());
     }
 }
 
