@@ -70,7 +70,7 @@ impl Layout for SplitMemory {
         for run in self.avail_runs(place.avail, n) {
             let (these, others) = rest.split_at_mut(run.len());
             for (entry, index) in these.iter_mut().zip(run.heads()) {
-                table.prefetch(index); // 2 cycles a packet, as above
+                table.prefetch(index); // 1 to 2 cycles a packet, as above
                 all |= u32::from(index);
                 *entry = index;
             }
@@ -156,7 +156,7 @@ impl Layout for SplitMemory {
         self.publish_used(place.used);
     }
 
-    /// 2 to 8 cycles a packet of 90 to 96 (spp-bench P1), for 5 instructions. A window of one burst is kept fetched, but only what the driver had published at the last look: lines it is still
+    /// It gains 2 to 21 cycles a packet of 90 to 96 (spp-bench P1), for 5 instructions. A window of one burst is kept fetched, but only what the driver had published at the last look: lines it is still
     /// writing would go to and fro. Hints, so what the entries say is not checked here; a masked index is all that is
     /// made of it.
     #[inline(always)]
