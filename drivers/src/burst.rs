@@ -1,9 +1,10 @@
-// UNSAFETY: a loop that fills a burst counts in a register, beside the array's own length.
+// UNSAFETY: packets move from array to array by the run, beside the arrays' own lengths.
 //! A burst: the unit in which packets move between queues and components.
 
 use arrayvec::ArrayVec;
 
 use crate::dma::{PacketBuf, PoolCache, Tally};
+use crate::end::End;
 
 /// Most packets in a burst. 32 is where DPDK, Snabb and VPP-sized caches agree; the
 /// benches are run at 1, 4, 8 and 32.
@@ -34,9 +35,8 @@ impl Burst {
 
     /// The free end, for a loop that appends.
     #[inline(always)]
-    pub fn end(&mut self) -> End<'_> {
-        let len = self.0.len();
-        End { burst: &mut self.0, len }
+    pub fn end(&mut self) -> End<'_, PacketBuf> {
+        End::of(&mut self.0)
     }
 
     /// Takes the first `n` packets out, in order; the rest move to the front.
@@ -110,44 +110,6 @@ impl Burst {
     /// The bytes of all packets together.
     pub fn bytes(&self) -> u64 {
         Tally::of(self).bytes
-    }
-}
-
-/// The free end of a burst: how long it is stays in a register while a loop appends.
-pub struct End<'a> {
-    burst: &'a mut ArrayVec<PacketBuf, BURST>,
-    /// Packets in the burst, all of them initialised; at most [`BURST`].
-    len: usize,
-}
-
-impl End<'_> {
-    /// Packets in the burst.
-    #[allow(clippy::len_without_is_empty)]
-    #[inline(always)]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Appends a packet, or gives it back when the burst is full.
-    #[inline(always)]
-    pub fn push(&mut self, packet: PacketBuf) -> Result<(), PacketBuf> {
-        if self.len >= BURST {
-            return Err(packet);
-        }
-        // SAFETY: len < BURST, so the place is one of the array's.
-        let place = unsafe { self.burst.as_mut_ptr().add(self.len) };
-        // SAFETY: the array's own place, borrowed mutably; what is there is no packet, since it is beyond len.
-        unsafe { place.write(packet) };
-        self.len += 1;
-        Ok(())
-    }
-}
-
-impl Drop for End<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        // SAFETY: push() has initialised every place below len, which is at most BURST.
-        unsafe { self.burst.set_len(self.len) };
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod burst;
 pub mod dma;
 pub mod e1000;
+pub mod end;
 pub mod fault;
 pub mod igb;
 pub mod igbvf;
@@ -31,6 +32,7 @@ pub mod vlan;
 pub mod vmxnet3;
 
 pub use burst::{BURST, Burst};
+pub use end::End;
 pub use lent::LentFrame;
 pub use mac::MacAddr;
 pub use prefetch::prefetch;

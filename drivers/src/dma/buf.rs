@@ -13,14 +13,15 @@ use super::handles::Handles;
 use super::iova::Iova;
 use super::pool::PoolShared;
 use super::{DATA_ROOM, HEADROOM};
+use crate::lent::{LentFrame, Notes};
 
 const SLOT_MASK: u32 = 0x00ff_ffff;
 const CHAINED: u32 = 1 << 31;
-const OFFLOAD: u32 = 1 << 30;
+const OFFLOAD: u32 = Notes::WORK.0;
 /// Other handles of the same segment may exist; see [`super::share`].
 pub(super) const SHARED: u32 = 1 << 29;
 /// A NIC has checked the frame's checksums.
-const VERIFIED: u32 = 1 << 28;
+const VERIFIED: u32 = Notes::VERIFIED.0;
 
 /// Checksum and segmentation work a frame still needs, as virtio's header has it
 /// (virtio 1.2, 5.1.6), without the buffer count.
@@ -83,6 +84,14 @@ impl Received {
         let flags = u64::from(is_verified) * u64::from(VERIFIED);
         (len <= DATA_ROOM)
             .then_some(Received((len as u64) << LEN_SHIFT | (HEADROOM as u64) << OFF_SHIFT | flags))
+    }
+}
+
+impl Default for Received {
+    /// Nothing.
+    #[inline(always)]
+    fn default() -> Received {
+        Received((HEADROOM as u64) << OFF_SHIFT)
     }
 }
 
@@ -216,6 +225,14 @@ impl PacketBuf {
     #[inline(always)]
     pub fn total_len(&self) -> usize {
         if self.is_chained() { self.segments().map(<[u8]>::len).sum() } else { self.len() }
+    }
+
+    /// This (first) segment for somebody to copy from, who does not care whose memory it is.
+    #[inline(always)]
+    pub fn lend(&self) -> LentFrame<'_> {
+        // SAFETY: as in data(); nobody writes them while self is borrowed.
+        let frame = unsafe { LentFrame::new(self.data_ptr(), self.len() as u32) };
+        frame.noted(Notes(self.slot_flags() & (OFFLOAD | VERIFIED)))
     }
 
     /// Bytes of this (first) segment. The buffer is the CPU's: a device it was posted to has

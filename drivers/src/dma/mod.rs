@@ -13,7 +13,7 @@ mod tally;
 
 pub use buf::{Offload, PacketBuf, Received};
 pub use iova::{Iova, IovaAllocator, IovaRange};
-pub use pool::{Pool, PoolCache, PoolConfig, PoolCounts};
+pub use pool::{Fresh, Pool, PoolCache, PoolConfig, PoolCounts};
 pub use posted::{RxBuffers, TxBuffers};
 pub use region::{DmaError, DmaMapper, DmaSpace, PageSize, Region};
 pub use share::NoBuffer;

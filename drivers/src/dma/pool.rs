@@ -7,6 +7,7 @@
 //! touched once per 64 packets and no two cores write the same line for one packet.
 
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
-use super::buf::{Meta, PacketBuf};
+use super::buf::{Meta, PacketBuf, Received};
 use super::iova::Iova;
 use super::magazine::{MAGAZINE, Magazine, Stock};
 use super::region::{DmaError, DmaSpace, PageSize, Region};
@@ -216,6 +217,20 @@ impl Pool {
     }
 }
 
+/// A buffer that is being filled: nobody else has it.
+pub struct Fresh<'a> {
+    data: NonNull<u8>,
+    buffer: PhantomData<&'a mut u8>,
+}
+
+impl Fresh<'_> {
+    /// Where its frame goes. [`DATA_ROOM`] bytes can be written there.
+    #[inline(always)]
+    pub fn data_ptr(&self) -> NonNull<u8> {
+        self.data
+    }
+}
+
 /// One core's stock of free buffers: up to two magazines. Owned by one thread.
 pub struct PoolCache {
     loaded: Box<Magazine>,
@@ -247,22 +262,27 @@ impl PoolCache {
     }
 
     /// As [`alloc_burst`](Self::alloc_burst), a buffer for each of `items`, but not more than `out` has room for. `fill` puts
-    /// something into it, before it goes to `out`: one pass, in which a packet is two registers.
+    /// something into it and says how long that is, before it goes to `out` (empty, if longer than a buffer): one pass, in which
+    /// a packet is two registers.
     #[inline(always)]
     pub fn alloc_each<T>(
         &mut self,
         items: &[T],
         out: &mut Burst,
-        mut fill: impl FnMut(&mut PacketBuf, &T),
+        mut fill: impl FnMut(Fresh<'_>, &T) -> usize,
     ) -> usize {
         let (items, pool) = (&items[..items.len().min(out.room())], self.owner.0);
+        // In a register: every store of the loop could be to the pool, for all the compiler knows.
+        let base = self.owner.get().base;
         let (mut n, mut end) = (0, out.end());
         while n < items.len() && self.at_hand() > 0 {
             let slots = self.loaded.stock().take_top(items.len() - n);
             for (&slot, item) in slots.iter().zip(&items[n..]) {
-                let mut packet = PacketBuf::new(pool, slot, HEADROOM as u16);
-                fill(&mut packet, item);
-                let pushed = end.push(packet);
+                // SAFETY: slot < n_slots for every slot number there is, and the region was sized for n_slots * STRIDE.
+                let data = unsafe { base.add(slot as usize * STRIDE + HEADROOM) };
+                let len = fill(Fresh { data, buffer: PhantomData }, item);
+                let received = Received::new(len, false).unwrap_or_default();
+                let pushed = end.push(PacketBuf::received(pool, slot, received));
                 debug_assert!(pushed.is_ok(), "there is room");
             }
             n += slots.len();
