@@ -17,11 +17,11 @@ use spp_drivers::{BURST, Burst, MacAddr};
 use crate::deal::Seat;
 use crate::lanes::{Lane, LaneStats, Lanes};
 use crate::lend::lend;
-use crate::memory::{Gpa, GuestSlice, Translator};
+use crate::memory::{GuestSlice, Translator};
 use crate::net_hdr;
+use crate::plain::{PlainFrames, Shape, plain_frames};
 use crate::rarp::rarp;
 use crate::vring::chain::{Chain, Direction};
-use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
 use crate::vring::walk::{Entries, Head, Layout, Queue, Used, for_layout};
 use crate::vring::{RingFault, RingFeatures};
 
@@ -279,31 +279,32 @@ impl Walk<'_> {
         entries: &[L::Entry],
         taken: &mut Taken,
     ) -> Plain {
-        let mut plain = PlainFrames::default();
-        let other = plain_frames(layout, features, entries, &mut plain);
+        let (shape, mut frames) = (Shape::new(features), PlainFrames::new());
+        let other = plain_frames(layout, shape, entries, &mut frames);
         let first = self.out.len();
-        let (n_taken, mut bytes) = copy_frames(&plain.frames, self.pool, self.out);
-        if !plain.headers.is_empty() {
-            bytes -= self.judge_plain(first, &plain.headers[..n_taken], features);
+        let (n_taken, mut bytes) = copy_frames(&frames, shape.header_bytes, self.pool, self.out);
+        if shape.has_work {
+            bytes -= self.judge_plain(first, &frames[..n_taken], features);
         }
         taken.n_frames += self.out.len() - first;
         taken.bytes += bytes as u64;
         let end = match other {
-            _ if n_taken < plain.frames.len() => End::NoBuffer,
+            _ if n_taken < frames.len() => End::NoBuffer,
             Some(head) => End::Other(head),
             None => End::All,
         };
         Plain { n_taken, end }
     }
 
-    /// Looks at the headers of frames from `first` on, and takes those out that ask for what can't be; returns their bytes.
+    /// Looks at the headers of packets from `first` on, which came as `frames`, and takes those out that ask for what can't be;
+    /// returns their bytes.
     #[inline(never)]
-    fn judge_plain(&mut self, first: usize, headers: &[GuestSlice<'_>], features: &RingFeatures) -> usize {
+    fn judge_plain(&mut self, first: usize, frames: &[GuestSlice<'_>], features: &RingFeatures) -> usize {
         let mut dropped_bytes = 0;
         // From the last on: what is taken out moves none that is still to be looked at.
-        for (i, header) in headers.iter().enumerate().rev() {
+        for (i, frame) in frames.iter().enumerate().rev() {
             let packet = &mut self.out[first + i];
-            let header = net_hdr::from_guest(std::slice::from_ref(header));
+            let header = net_hdr::from_guest(std::slice::from_ref(frame));
             match accept(&header, packet, features.from_guest) {
                 Ok(None) => (),
                 Ok(work) => packet.set_offload(work),
@@ -374,105 +375,27 @@ impl Walk<'_> {
     }
 }
 
-/// Plain frames in front of a ring: in one piece with their headers, and short enough for one buffer.
-#[derive(Default)]
-pub(crate) struct PlainFrames<'m> {
-    /// What is behind the headers.
-    pub frames: ArrayVec<GuestSlice<'m>, BURST>,
-    /// Their headers; only from a guest that negotiated work. From others a header means nothing, and is not read.
-    pub headers: ArrayVec<GuestSlice<'m>, BURST>,
-}
-
-impl<'m> PlainFrames<'m> {
-    /// Appends one. What will be read of it first is on its way then.
-    #[inline(always)]
-    fn push(&mut self, (header, frame): (GuestSlice<'m>, GuestSlice<'m>), shape: Shape) {
-        if shape.has_work {
-            header.prefetch(0);
-            self.headers.push(header);
-        }
-        // In all drivers that align their buffers the header ends where the frame's first line starts.
-        frame.prefetch(0);
-        self.frames.push(frame);
-    }
-}
-
-/// What makes a frame plain, in registers for a loop.
-#[derive(Clone, Copy)]
-struct Shape {
+/// Copies frames behind their headers, which are no longer than a buffer, to the end of `out`: how many there were buffers
+/// for, and their bytes.
+#[inline(always)]
+fn copy_frames(
+    frames: &[GuestSlice<'_>],
     header_bytes: usize,
-    longest: usize,
-    /// Its header may say that it is not.
-    has_work: bool,
-}
-
-impl Shape {
-    fn new(features: &RingFeatures) -> Shape {
-        let &RingFeatures { header_bytes, max_frame_bytes, from_guest, .. } = features;
-        Shape {
-            header_bytes,
-            longest: DATA_ROOM.min(max_frame_bytes),
-            has_work: from_guest != Offloads::NONE,
-        }
-    }
-}
-
-/// Finds the plain frames in front. Returns the first chain that is none.
-#[inline(always)]
-pub(crate) fn plain_frames<'m, L: Layout>(
-    layout: &'m L,
-    features: &RingFeatures,
-    entries: &[L::Entry],
-    plain: &mut PlainFrames<'m>, // returned, a KiB would be copied
-) -> Option<Head> {
-    let (mut memory, mut rest, table) = (Translator::new(layout.map()), entries.iter(), layout.table());
-    let shape = Shape::new(features);
-    loop {
-        // A loop without calls.
-        let head = 'run: {
-            for entry in rest.by_ref() {
-                let head = L::head(table, *entry);
-                let found = plain_frame(&head, shape, |gpa, len| memory.slice_nearby(gpa, len));
-                let Some(found) = found else { break 'run head };
-                plain.push(found, shape);
-            }
-            return None;
-        };
-        match plain_frame(&head, shape, |gpa, len| memory.slice(gpa, len)) {
-            Some(found) => plain.push(found, shape),
-            None => return Some(head),
-        }
-    }
-}
-
-/// Header and frame of a chain of one direct descriptor, if the frame fits one buffer.
-#[inline(always)]
-fn plain_frame<'m>(
-    head: &Head,
-    Shape { header_bytes, longest, .. }: Shape,
-    translate: impl FnOnce(Gpa, u32) -> Option<GuestSlice<'m>>,
-) -> Option<(GuestSlice<'m>, GuestSlice<'m>)> {
-    let descriptor = &head.first;
-    let frame_bytes = (descriptor.len as usize).checked_sub(header_bytes)?;
-    let plain = descriptor.flags & (F_NEXT | F_INDIRECT | F_WRITE) == 0;
-    if !plain || frame_bytes < MIN_FRAME_BYTES || frame_bytes > longest {
-        return None;
-    }
-    translate(Gpa(descriptor.addr), descriptor.len)?.split(header_bytes, frame_bytes)
-}
-
-/// Copies frames, which are no longer than a buffer, to the end of `out`: how many there were buffers for, and their bytes.
-#[inline(always)]
-fn copy_frames(frames: &[GuestSlice<'_>], pool: &mut PoolCache, out: &mut Burst) -> (usize, usize) {
+    pool: &mut PoolCache,
+    out: &mut Burst,
+) -> (usize, usize) {
     let (first, mut bytes, mut some_left) = (out.len(), 0, false);
     // A loop without calls.
-    let n = pool.alloc_each(frames, out, |packet, frame| {
-        bytes += frame.len();
-        some_left |= !frame.put_short_into(packet);
+    let n = pool.alloc_each(frames, out, |buffer, frame| {
+        let n = frame.put_short_into(header_bytes, &buffer);
+        bytes += n;
+        some_left |= n == 0;
+        n
     });
     if some_left {
         for (packet, frame) in out[first..].iter_mut().zip(frames).filter(|(packet, _)| packet.len() == 0) {
-            frame.append_to(packet, frame.len());
+            let rest = frame.skip(header_bytes);
+            bytes += rest.append_to(packet, rest.len());
         }
     }
     (n, bytes)

@@ -10,8 +10,9 @@ use arrayvec::ArrayVec;
 use spp_drivers::port::TxQueue;
 use spp_drivers::{BURST, LentFrame};
 
-use crate::from_guest::{PlainFrames, Taken, give_back, plain_frames};
+use crate::from_guest::{Taken, give_back};
 use crate::net_hdr;
+use crate::plain::{PlainFrames, Shape, plain_frames};
 use crate::vring::RingFault;
 use crate::vring::walk::{Entries, Layout, Queue};
 
@@ -26,9 +27,9 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     if entries.is_empty() {
         return Ok(Some(Taken::default()));
     }
-    let mut plain = PlainFrames::default();
-    plain_frames(layout, features, &entries, &mut plain);
-    let loan = loan(&plain);
+    let (shape, mut frames) = (Shape::new(features), PlainFrames::new());
+    plain_frames(layout, shape, &entries, &mut frames);
+    let loan = loan(&frames, shape);
     if loan.is_empty() {
         return Ok(None);
     }
@@ -38,15 +39,16 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     }
     let bytes = loan[..n_frames].iter().map(|frame| frame.len() as u64).sum();
     // What was lent can be given back once nobody has it any more: the compiler sees to that.
-    drop((loan, plain));
+    drop((loan, frames));
     give_back(ring, &entries[..n_frames]);
     Ok(Some(Taken { n_frames, bytes, called: ring.publish() }))
 }
 
 /// The frames up to the first whose header asks for work.
 #[inline(always)]
-fn loan<'m>(plain: &PlainFrames<'m>) -> ArrayVec<LentFrame<'m>, BURST> {
-    let asks = |header: &_| !net_hdr::from_guest(std::slice::from_ref(header)).is_nothing();
-    let n = plain.headers.iter().position(asks).unwrap_or(plain.frames.len());
-    plain.frames.iter().take(n).map(|frame| frame.lend()).collect()
+fn loan<'m>(frames: &PlainFrames<'m>, shape: Shape) -> ArrayVec<LentFrame<'m>, BURST> {
+    let asks = |frame: &_| !net_hdr::from_guest(std::slice::from_ref(frame)).is_nothing();
+    let silent = if shape.has_work { frames.iter().position(asks) } else { None };
+    let n = silent.unwrap_or(frames.len());
+    frames.iter().take(n).map(|frame| frame.skip(shape.header_bytes).lend()).collect()
 }

@@ -19,6 +19,7 @@ mod lend;
 pub mod memory;
 pub mod net_hdr;
 pub mod offer;
+mod plain;
 pub mod port;
 pub mod protocol;
 pub mod rarp;

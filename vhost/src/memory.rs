@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
 use spp_drivers::LentFrame;
-use spp_drivers::dma::PacketBuf;
+use spp_drivers::dma::{DATA_ROOM, Fresh, PacketBuf};
 use spp_drivers::fault::{self, Fill, Guard};
 
-use crate::copy::{copy, copy_between_guests, copy_short, copy_short_between_guests, prefetch_write};
+use crate::copy::{copy, copy_short, prefetch};
 use crate::vring::layout::DESCRIPTOR_BYTES;
 
 /// Most regions one guest may share. QEMU with memory slots shares one per DIMM.
@@ -272,23 +272,55 @@ impl<'m> Translator<'m> {
         Translator { map, last: map.rows.last().copied().unwrap_or(Row::NONE) }
     }
 
-    /// As [`slice`](Self::slice), but only in the region of the last hit: no call, for loops without any.
+    /// What of the region of the last hit has room for `longest` bytes, for loops without calls over slices of `shortest` to
+    /// `longest` bytes.
     #[inline(always)]
-    pub fn slice_nearby(&self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
-        let host = self.last.translate(gpa, len)?;
-        Some(GuestSlice { host, len, map: PhantomData })
+    pub fn nearby(&self, shortest: u32, longest: u32) -> Nearby<'m> {
+        let Row { gpa, len, host } = self.last;
+        let n_starts = len.saturating_add(1).saturating_sub(u64::from(longest));
+        Nearby { gpa, n_starts, host, shortest, span: longest.saturating_sub(shortest), map: PhantomData }
     }
 
     /// The guest's bytes [gpa, gpa + len), when one region holds them all. `None` for a range that
     /// wraps around, leaves its region, or lies in none.
     #[inline(always)]
     pub fn slice(&mut self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
-        if let Some(slice) = self.slice_nearby(gpa, len) {
-            return Some(slice);
+        let host = match self.last.translate(gpa, len) {
+            Some(host) => host,
+            None => {
+                // Not by a method of self: then self, which lives as long as a burst, can live in registers.
+                self.last = self.map.find(gpa, len)?;
+                self.last.translate(gpa, len)?
+            }
+        };
+        Some(GuestSlice { host, len, map: PhantomData })
+    }
+}
+
+/// A part of one region: see [`Translator::nearby`].
+#[derive(Debug, Clone, Copy)]
+pub struct Nearby<'m> {
+    gpa: u64,
+    /// Bytes from `gpa` on at which the longest slice could start.
+    n_starts: u64,
+    host: NonNull<u8>,
+    shortest: u32,
+    /// The longest slice is so much longer.
+    span: u32,
+    map: PhantomData<&'m GuestMap>,
+}
+
+impl<'m> Nearby<'m> {
+    /// The guest's bytes [gpa, gpa + len), if `len` is one asked for and they are here: two comparisons for length and place.
+    #[inline(always)]
+    pub fn slice(&self, gpa: Gpa, len: u32) -> Option<GuestSlice<'m>> {
+        // A wrapped difference is large for every length too short, and for every gpa below the region.
+        let offset = gpa.0.wrapping_sub(self.gpa);
+        if len.wrapping_sub(self.shortest) > self.span || offset >= self.n_starts {
+            return None;
         }
-        // Not by a method of self: then self, which lives as long as a burst, can live in registers.
-        self.last = self.map.find(gpa, len)?;
-        let host = self.last.translate(gpa, len)?;
+        // SAFETY: len is at most the longest, which fits at every start, and the region is mapped while the map is borrowed.
+        let host = unsafe { self.host.add(offset as usize) };
         Some(GuestSlice { host, len, map: PhantomData })
     }
 }
@@ -303,6 +335,15 @@ pub struct GuestSlice<'m> {
 }
 
 impl<'m> GuestSlice<'m> {
+    /// `len` bytes at `host`.
+    ///
+    /// # Safety
+    /// They were translated by one map, which lives for `'m`.
+    #[inline(always)]
+    pub(crate) unsafe fn new(host: NonNull<u8>, len: u32) -> GuestSlice<'m> {
+        GuestSlice { host, len, map: PhantomData }
+    }
+
     /// Bytes.
     #[allow(clippy::len_without_is_empty)]
     #[inline(always)]
@@ -325,20 +366,6 @@ impl<'m> GuestSlice<'m> {
         GuestSlice { host, len: self.len - at as u32, map: PhantomData }
     }
 
-    /// The first `at` bytes, and the `n` behind them; `None` when there are fewer. One check for what would be one each
-    /// for header and frame.
-    #[inline(always)]
-    pub fn split(&self, at: usize, n: usize) -> Option<(GuestSlice<'m>, GuestSlice<'m>)> {
-        let behind = self.len().checked_sub(at)?;
-        if n > behind {
-            return None;
-        }
-        // SAFETY: at <= len, so the pointer stays within the region or one past its end.
-        let host = unsafe { self.host.add(at) };
-        let front = GuestSlice { host: self.host, len: at as u32, map: PhantomData };
-        Some((front, GuestSlice { host, len: n as u32, map: PhantomData }))
-    }
-
     /// Copies up to `n` bytes from the front behind the data of `packet`; returns how many fitted.
     #[inline(always)]
     pub fn append_to(&self, packet: &mut PacketBuf, n: usize) -> usize {
@@ -355,35 +382,15 @@ impl<'m> GuestSlice<'m> {
         n
     }
 
-    /// Copies all of this slice into an empty `packet`, if it fits and [takes no call](copy_short). False, and nothing done,
-    /// if not.
+    /// Copies all behind the first `at` bytes into a fresh buffer, if it fits and [takes no call](copy_short); returns how many
+    /// bytes that are, or 0, with nothing done, if not.
     #[inline(always)]
-    pub fn put_short_into(&self, packet: &mut PacketBuf) -> bool {
-        let n = self.len();
-        if packet.len() != 0 || n > packet.tailroom() {
-            return false;
-        }
-        // SAFETY: as in append_to.
-        if !unsafe { copy_short(self.host, packet.data_ptr(), n) } {
-            return false;
-        }
-        packet.set_len(n).is_ok()
-    }
-
-    /// Copies `from` to the front of this slice, if all of it fits and [takes no call](copy_short). False, and nothing done, if
-    /// not.
-    #[inline(always)]
-    pub fn write_short(&self, from: &[u8]) -> bool {
-        // SAFETY: as in write, and the length was looked at.
-        from.len() <= self.len() && unsafe { copy_short(NonNull::from(from).cast(), self.host, from.len()) }
-    }
-
-    /// As [`write_short`](Self::write_short), a lent frame.
-    #[inline(always)]
-    pub(crate) fn write_short_lent(&self, frame: &LentFrame<'_>) -> bool {
-        let n = frame.len();
-        // SAFETY: as in write_lent, and the length was looked at.
-        n <= self.len() && unsafe { copy_short_between_guests(frame.start(), self.host, n) }
+    pub fn put_short_into(&self, at: usize, buffer: &Fresh<'_>) -> usize {
+        let rest = self.skip(at);
+        let n = rest.len();
+        // SAFETY: the source as in append_to, the destination is nobody else's and has room for DATA_ROOM bytes.
+        let copied = n <= DATA_ROOM && unsafe { copy_short(rest.host, buffer.data_ptr(), n) };
+        if copied { n } else { 0 }
     }
 
     /// Copies `from` to the front of this slice, as much as fits; returns how many bytes.
@@ -398,40 +405,9 @@ impl<'m> GuestSlice<'m> {
 
     /// The whole slice, for somebody else to copy from.
     #[inline(always)]
-    pub(crate) fn lend(&self) -> LentFrame<'m> {
+    pub(crate) fn lend(self) -> LentFrame<'m> {
         // SAFETY: mapped for len bytes while the map is borrowed, which 'm says.
         unsafe { LentFrame::new(self.host, self.len) }
-    }
-
-    /// Copies a lent frame to the front of this slice, as much as fits; returns how many bytes.
-    #[inline(always)]
-    pub(crate) fn write_lent(&self, frame: &LentFrame<'_>) -> usize {
-        let n = frame.len().min(self.len());
-        // SAFETY: the source can be read for n bytes while it is lent, the destination is mapped for n while its map is
-        // borrowed. No reference to either exists; both may change meanwhile, and nobody looks at the copy.
-        unsafe { copy_between_guests(frame.start(), self.host, n) };
-        n
-    }
-
-    /// Makes two words, little-endian, stand in a slice of 12 bytes, or of a legacy driver's 10. What stands
-    /// there already is not written again: a guest that uses a buffer in turns for both directions then keeps its copy of the
-    /// line (a fifth to a quarter more packets with DPDK's driver as guest; docs/performance.md).
-    #[inline(always)]
-    pub(crate) fn write_words(&self, front: u64, back: u32) {
-        if self.len() == size_of::<HeaderWords>() {
-            let words = self.host.as_ptr().cast::<HeaderWords>();
-            let wanted = HeaderWords(front.to_le(), back.to_le());
-            // SAFETY: 12 bytes mapped while the map is borrowed, HeaderWords has no alignment; volatile, as the guest may write.
-            let there = unsafe { words.read_volatile() };
-            if there != wanted {
-                // SAFETY: as above, no reference to them exists.
-                unsafe { words.write(wanted) };
-            }
-        } else if self.len() == size_of::<LegacyWords>() {
-            let wanted = LegacyWords(front.to_le(), (back as u16).to_le());
-            // SAFETY: 10 bytes mapped while the map is borrowed, LegacyWords has no alignment; no reference to them exists.
-            unsafe { self.host.as_ptr().cast::<LegacyWords>().write(wanted) };
-        }
     }
 
     /// Copies bytes from the front of this slice to `to`, as many as there are; returns how many.
@@ -447,15 +423,7 @@ impl<'m> GuestSlice<'m> {
     /// Asks the CPU to fetch the line of byte `at`.
     #[inline(always)]
     pub fn prefetch(&self, at: usize) {
-        let line = self.host.as_ptr().wrapping_add(at).cast::<i8>();
-        // SAFETY: a prefetch has no effect but on caches, for any address.
-        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line) }
-    }
-
-    /// Asks the CPU to fetch the line of byte `at`, for writing: read first and written later it would travel twice.
-    #[inline(always)]
-    pub fn prefetch_write(&self, at: usize) {
-        prefetch_write(self.host.as_ptr().wrapping_add(at));
+        prefetch(self.host.as_ptr().wrapping_add(at));
     }
 
     /// The two words of a descriptor at the front, each read once; the slice holds at least 16 bytes.
@@ -468,15 +436,6 @@ impl<'m> GuestSlice<'m> {
         [words.0, words.1]
     }
 }
-
-/// A header at any address.
-#[derive(Clone, Copy, PartialEq)]
-#[repr(C, packed)]
-struct HeaderWords(u64, u32);
-
-/// A legacy driver's header at any address.
-#[repr(C, packed)]
-struct LegacyWords(u64, u16);
 
 /// Two words at any address.
 #[derive(Clone, Copy)]

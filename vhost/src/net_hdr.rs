@@ -29,10 +29,10 @@ pub struct Header {
 impl Header {
     const NOTHING: Header = Header { front: 0, back: 0 };
 
-    /// In front of a frame in one buffer with nothing to say.
+    /// In front of a frame in one buffer, with `front` as its first four bytes and no other word to say.
     #[inline(always)]
-    pub const fn in_one_buffer() -> Header {
-        Header { front: 0, back: 1 << 16 }
+    pub const fn in_one_buffer(front: u32) -> Header {
+        Header { front: front as u64, back: 1 << 16 }
     }
 
     /// As it lies in memory.

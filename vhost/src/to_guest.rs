@@ -13,17 +13,17 @@ use spp_drivers::dma::{PacketBuf, PoolCache};
 use spp_drivers::offload::Offloads;
 use spp_drivers::port::TxQueue;
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
-use spp_drivers::{BURST, Burst, LentFrame};
+use spp_drivers::{BURST, Burst, End, LentFrame};
 
 use crate::deal::{Live, Seat};
 use crate::flow;
 use crate::lanes::{Lane, LaneStats, Lanes};
 use crate::memory::{Gpa, GuestSlice, Translator};
-use crate::net_hdr;
+use crate::net_hdr::{self, HEADER_BYTES};
 use crate::vring::chain::{Chain, ChainError, Direction, MAX_CHAIN};
 use crate::vring::layout::{F_INDIRECT, F_NEXT, F_WRITE};
-use crate::vring::walk::{Entries, Head, Layout, Place, Queue, Used, for_layout};
-use crate::vring::{MAX_PAIRS, Plain, RingFault, RingFeatures, fill, fill_plain, fill_short, work_is_taken};
+use crate::vring::walk::{Entries, Head, Layout, Place as RingPlace, Queue, Used, for_layout};
+use crate::vring::{MAX_PAIRS, Place, Plain, RingFault, RingFeatures, Told, scatter, work_is_taken};
 
 /// The half that sends to the guest.
 pub struct ToGuest {
@@ -229,58 +229,56 @@ fn send<L: Layout>(
 }
 
 /// Sends frames (at most a burst) that fit one direct descriptor, up to the first that doesn't: most of all
-/// traffic. Returns how many, and their bytes; their chains are used, but not yet published.
+/// traffic. Returns how many, and their bytes; their chains are used, but not yet published. None to a legacy driver, whose
+/// headers are shorter.
 #[inline(always)]
 fn send_plain<L: Layout, F: Plain>(ring: &mut Queue<L>, from: &[F]) -> Result<(usize, u64), RingFault> {
     let Queue { layout, place, features, log, .. } = ring;
-    if !from.first().is_some_and(|frame| frame.may_go(features.to_guest)) {
+    let may_go = from.first().is_some_and(|frame| frame.may_go(features.to_guest));
+    if !may_go || features.header_bytes != HEADER_BYTES {
         return Ok((0, 0));
     }
     let mut entries = Entries::<L>::new();
     layout.entries(place, from.len(), &mut entries)?;
-    let mut slots = ArrayVec::new();
-    plain_slots(layout, features, &entries, from, &mut slots);
-    let bytes = fill_slots(layout, place, features, (&entries, &slots, from));
-    if let Some(log) = log {
-        let written = slots.iter().zip(from);
-        written.for_each(|(slot, frame)| {
-            log.wrote(layout.map(), &[*slot], features.header_bytes + frame.len());
-        });
+    let mut places = ArrayVec::new();
+    find_places(layout, features, &entries, from, &mut places);
+    let filled = fill_places(layout, place, &entries, &places);
+    if filled.left != 0 {
+        fill_left(filled.left, &places, from, features.to_guest);
     }
-    Ok((slots.len(), bytes))
+    if let Some(log) = log {
+        for place in &places {
+            let buffer = place.buffer();
+            log.wrote(layout.map(), &[buffer], buffer.len());
+        }
+    }
+    Ok((places.len(), filled.bytes))
 }
 
 /// Finds room for the frames in front. What will be read and written first is on its way then.
 #[inline(always)]
-fn plain_slots<'m, L: Layout, F: Plain>(
-    layout: &'m L,
-    features: &RingFeatures,
+fn find_places<'b, L: Layout, F: Plain>(
+    layout: &'b L,
+    &RingFeatures { max_frame_bytes, to_guest, .. }: &RingFeatures,
     entries: &[L::Entry],
-    from: &[F],
-    slots: &mut ArrayVec<GuestSlice<'m>, BURST>, // returned, half a KiB would be copied
+    from: &'b [F],
+    places: &mut ArrayVec<Place<'b>, BURST>, // returned, most of a KiB would be copied
 ) {
-    // In registers, for a loop.
-    let &RingFeatures { header_bytes, max_frame_bytes, to_guest, .. } = features;
-    let mut push = |slot: GuestSlice<'m>, frame: &F| {
-        // The header's line, which most often stays as it is, and the frame's: buffers are aligned for one of them.
-        slot.prefetch(0);
-        slot.prefetch_write(header_bytes);
-        frame.prefetch();
-        let pushed = slots.try_push(slot);
-        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
-    };
-    let (mut memory, mut rest, table) =
-        (Translator::new(layout.map()), entries.iter().zip(from), layout.table());
+    let (mut memory, table, told) = (Translator::new(layout.map()), layout.table(), Told::of(to_guest));
+    let (mut rest, mut end) = (entries.iter().zip(from), End::of(places));
     loop {
+        let nearby = memory.nearby(0, LONGEST);
         // A loop without calls.
         let (head, frame) = 'run: {
             for (entry, frame) in rest.by_ref() {
                 let head = L::head(table, *entry);
                 if frame.is_plain() && frame.len() <= max_frame_bytes {
-                    let bytes = header_bytes + frame.len();
-                    let slot = plain_slot(&head, bytes, |gpa, len| memory.slice_nearby(gpa, len));
-                    if let Some(slot) = slot {
-                        push(slot, frame);
+                    let buffer = direct(&head, |gpa, len| nearby.slice(gpa, len));
+                    let place = buffer.and_then(|buffer| Place::new(buffer, frame.lend(), told));
+                    if let Some(place) = place {
+                        place.fetch();
+                        let pushed = end.push(place);
+                        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
                         continue;
                     }
                 }
@@ -291,51 +289,65 @@ fn plain_slots<'m, L: Layout, F: Plain>(
         if !frame.may_go(to_guest) || frame.len() > max_frame_bytes {
             return;
         }
-        let slot = plain_slot(&head, header_bytes + frame.len(), |gpa, len| memory.slice(gpa, len));
-        let Some(slot) = slot else { return };
-        push(slot, frame);
+        // Of another region, or with work that the guest does.
+        let buffer = direct(&head, |gpa, len| memory.slice(gpa, len));
+        let Some(place) = buffer.and_then(|buffer| Place::new(buffer, frame.lend(), told)) else { return };
+        place.fetch();
+        let pushed = end.push(place);
+        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
     }
 }
 
-/// The one descriptor of a chain, if it has room for so many bytes.
+/// Longest buffer that a loop without calls takes: no frame in one packet buffer would need a longer one.
+const LONGEST: u32 = 68 * 1024;
+
+/// The buffer of a chain of one direct descriptor, if it is for writing. All of it must lie in the guest's memory, however much of it
+/// the frame takes.
 #[inline(always)]
-fn plain_slot<'m>(
+fn direct<'b>(
     head: &Head,
-    n_bytes: usize,
-    translate: impl FnOnce(Gpa, u32) -> Option<GuestSlice<'m>>,
-) -> Option<GuestSlice<'m>> {
-    let plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
-    if !plain || (head.first.len as usize) < n_bytes {
-        return None;
-    }
-    translate(Gpa(head.first.addr), head.first.len)
+    translate: impl FnOnce(Gpa, u32) -> Option<GuestSlice<'b>>,
+) -> Option<GuestSlice<'b>> {
+    let is_plain = head.first.flags & (F_NEXT | F_INDIRECT | F_WRITE) == F_WRITE;
+    if is_plain { translate(Gpa(head.first.addr), head.first.len) } else { None }
 }
 
-/// Writes frames into their slots, and the used elements as it goes. Returns the frames' bytes.
+/// What was written into places.
+struct Filled {
+    bytes: u64,
+    /// Bit `i`: the `i`th is still to be filled.
+    left: u32,
+}
+
+/// Writes frames into their places, and the used elements as it goes: a loop without calls.
 #[inline(always)]
-fn fill_slots<L: Layout, F: Plain>(
+fn fill_places<L: Layout>(
     layout: &L,
-    place: &mut Place,
-    &RingFeatures { header_bytes, to_guest, .. }: &RingFeatures,
-    (entries, slots, from): (&[L::Entry], &[GuestSlice<'_>], &[F]),
-) -> u64 {
-    let (mut bytes, mut left) = (0, 0u32);
-    // A loop without calls.
-    let used = entries.iter().zip(slots).zip(from).enumerate().map(|(i, ((entry, slot), frame))| {
-        let n = frame.len();
-        if !fill_short(slot, header_bytes, frame) {
-            left |= 1 << i;
+    place: &mut RingPlace,
+    entries: &[L::Entry],
+    places: &[Place<'_>],
+) -> Filled {
+    let (mut bytes, mut left, mut bit) = (0, 0u32, 1u32);
+    let used = entries.iter().zip(places).map(|(entry, place)| {
+        if !place.fill_short() {
+            left |= bit;
         }
-        bytes += n as u64;
-        L::used(*entry, (header_bytes + n) as u32)
+        bit <<= 1;
+        bytes += u64::from(place.frame_bytes());
+        L::used(*entry, HEADER_BYTES as u32 + place.frame_bytes())
     });
     layout.complete(place, Direction::ToGuest, used);
+    Filled { bytes, left }
+}
+
+/// The frames that take a call each.
+#[inline(never)]
+fn fill_left<F: Plain>(mut left: u32, places: &[Place<'_>], from: &[F], to_guest: Offloads) {
     while left != 0 {
         let i = left.trailing_zeros() as usize;
-        fill_plain(&slots[i], from[i].header(to_guest), header_bytes, &from[i]);
+        places[i].fill(from[i].header(to_guest));
         left &= left - 1;
     }
-    bytes
 }
 
 /// How one frame ended.
@@ -390,7 +402,7 @@ fn send_chained<L: Layout>(ring: &mut Queue<L>, packet: &PacketBuf) -> Result<Ou
         }
     }
     let header = net_hdr::to_guest(packet, taken.len() as u16, features.to_guest);
-    fill(&chain, header, features.header_bytes, packet);
+    scatter(&chain, &header.to_bytes()[..features.header_bytes], packet);
     if let Some(log) = log {
         log.wrote(layout.map(), &chain, need as usize);
     }

@@ -498,3 +498,17 @@ fn f02_truncated_guest_memory_stops_the_ring_with_its_reason() {
     assert_eq!(bench.send(&[60]), (1, 0));
     assert_eq!(bench.fault(), Some(RingFault::MemoryGone));
 }
+
+#[test]
+fn buffer_that_only_begins_in_memory_is_bad_however_short_the_frame() {
+    // Across the end of all memory, and from one region into the next.
+    for (addr, len) in [(2 * REGION - 1000, 1001), (2 * REGION - 100, u32::MAX), (REGION - 1000, 2000)] {
+        let mut bench: Bench<ToGuest> = Bench::new(256, 65_530, features(false, false));
+        bench.memory.desc(DESC, 0, addr, len, WRITE, 0);
+        bench.offer(0);
+        assert_eq!(bench.send(&[60]), (1, 0));
+        assert_eq!(bench.half.drops(DropReason::BadAddress), 1, "{addr:x} {len}");
+        assert_eq!(bench.take_used(), [(0, 0)]);
+        bench.assert_no_leak();
+    }
+}

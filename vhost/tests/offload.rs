@@ -7,7 +7,7 @@ mod support;
 
 use echo_port::{DEADLINE, Echo, attach, socket};
 use spp_drivers::Burst;
-use spp_drivers::offload::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, Offload, Offloads};
+use spp_drivers::offload::{F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, Offload, Offloads};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::DropReason;
 use spp_drivers::virtio::desc::NetHdr;
@@ -356,6 +356,35 @@ fn frames_longer_than_the_mtu_are_dropped_by_name_both_ways_and_long_frames_pass
         let lens: Vec<_> = bench.take_used().iter().map(|used| used.1).collect();
         assert_eq!(lens, [72, MAX as u32 + 12, 76]);
         assert_eq!(bench.half.drops(DropReason::Oversize), 3);
+        bench.assert_no_leak();
+    }
+}
+
+#[test]
+fn frames_that_a_nic_has_checked_are_told_of_at_every_length_and_only_to_who_takes_unchecked_ones() {
+    // 20, 64 and 128 bytes, and lengths that take a call to copy; the ring's end lies among them.
+    const LENS: [usize; 6] = [20, 32, 64, 128, 129, 1500];
+    for (negotiated, told) in [(Offloads::CSUM, F_DATA_VALID), (Offloads::NONE, 0)] {
+        let mut bench = to_guest(negotiated, false);
+        let mut burst = Burst::new();
+        for (i, len) in LENS.into_iter().enumerate() {
+            let i = i as u16;
+            bench.memory.desc(DESC, i, BUFFERS + 0x800 * u64::from(i), 0x800, WRITE, 0);
+            bench.put_head(i);
+            let mut packet = packet(&mut bench.cache, len, i as u8);
+            packet.set_verified(i.is_multiple_of(2));
+            assert!(burst.push(packet).is_ok());
+        }
+        bench.publish();
+        assert_eq!(bench.half.tx_burst(&mut bench.cache, &mut burst), LENS.len());
+        for (i, len) in LENS.into_iter().enumerate() {
+            let at = BUFFERS + 0x800 * i as u64;
+            let flags = if i % 2 == 0 { told } else { 0 };
+            assert_eq!(bench.memory.read(at, 12), [flags, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], "{len} bytes");
+            assert_eq!(bench.memory.read(at + 12, len), frame(len, i as u8), "{len} bytes");
+        }
+        let used: Vec<_> = LENS.iter().zip(0u16..).map(|(len, i)| (i, 12 + *len as u32)).collect();
+        assert_eq!(bench.take_used(), used);
         bench.assert_no_leak();
     }
 }

@@ -51,6 +51,30 @@ fn ranges_are_checked_whole() {
 }
 
 #[test]
+fn what_is_nearby_is_what_a_slice_would_be_as_far_as_the_longest_fits_behind_it() {
+    let file = memfd(0x4000);
+    let map = map(&[info(0x1000, 0x1000, 0)], &file).unwrap();
+    let mut memory = Translator::new(&map);
+    let nearby = memory.nearby(26, 100);
+    let edges =
+        [0u64, 0xfff, 0x1000, 0x1001, 0x1f9b, 0x1f9c, 0x1f9d, 0x1fff, 0x2000, u64::MAX, u64::MAX - 25];
+    for gpa in edges.map(Gpa) {
+        for len in [0, 1, 25, 26, 27, 99, 100, 101, u32::MAX] {
+            let fits = (26..=100).contains(&len) && (0x1000..=0x2000 - 100).contains(&gpa.0);
+            let found = nearby.slice(gpa, len);
+            assert_eq!(found.is_some(), fits, "{gpa:x?} {len}");
+            let same = memory.slice(gpa, len).map(|slice| (slice.start(), slice.len()));
+            assert!(found.is_none_or(|slice| same == Some((slice.start(), slice.len()))), "{gpa:x?} {len}");
+        }
+    }
+    // A region shorter than the longest, and a guest without memory.
+    assert!(memory.nearby(1, 0x1001).slice(Gpa(0x1000), 1).is_none());
+    assert!(memory.nearby(1, 0x1000).slice(Gpa(0x1000), 0x1000).is_some());
+    let nothing = GuestMap::default();
+    assert!(Translator::new(&nothing).nearby(0, 1).slice(Gpa(0), 0).is_none());
+}
+
+#[test]
 fn regions_that_can_not_be_are_refused() {
     let file = memfd(0x4000);
     let refused = |regions: &[RegionInfo]| map(regions, &file).unwrap_err().to_string();

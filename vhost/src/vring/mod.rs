@@ -6,12 +6,14 @@ mod fill;
 pub mod layout;
 mod packed;
 mod packed_layout;
+mod place;
 mod split;
 pub(crate) mod walk;
 
 pub use call::CallFd;
-pub(crate) use fill::{Plain, fill, fill_plain, fill_short, work_is_taken};
+pub(crate) use fill::{Plain, scatter, work_is_taken};
 pub use packed::FIRST_BASE as FIRST_PACKED_BASE;
+pub(crate) use place::{Place, Told};
 pub use walk::{Ring, RingMemory};
 
 use spp_drivers::offload::Offloads;
