@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+use crate::cpu::Watched;
+use crate::port::Backend;
 use crate::runner::Result;
 use crate::testpmd::Talker;
 
@@ -49,4 +51,55 @@ pub fn start(name: &str, eal: Vec<String>, args: &[String]) -> Result<Talker> {
     let mut talker = Talker::spawn(name, build(name)?.as_os_str(), &all)?;
     talker.wait_for("ready")?;
     Ok(talker)
+}
+
+/// One that forwards between its ports: `pipeline.c`, `bare.c`.
+pub struct Program {
+    talker: Talker,
+    /// Its polling threads have CPUs to themselves. Threads that share one wait for each other: that is no disturbance.
+    alone: bool,
+    mark: (u64, u64),
+}
+
+impl Program {
+    /// As [`start`].
+    pub fn start(name: &str, eal: Vec<String>, args: &[String], alone: bool) -> Result<Program> {
+        Ok(Program { talker: start(name, eal, args)?, alone, mark: Default::default() })
+    }
+
+    /// Packets that came in and cycles they took, up to when the line was obeyed.
+    fn tell(&mut self, line: &str) -> Result<(u64, u64)> {
+        self.talker.say(line)?;
+        let answer = self.talker.wait_for(" ")?;
+        let numbers: Vec<u64> = answer.split(' ').filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [from_wire, from_vm, _drops, cycles] => Ok((from_wire + from_vm, cycles)),
+            _ => Err(format!("the baseline's program said nonsense: {answer}")),
+        }
+    }
+}
+
+impl Backend for Program {
+    fn go(&mut self) -> Result<()> {
+        self.tell("go").map(drop)
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        self.mark = self.tell("stats")?;
+        Ok(())
+    }
+
+    fn cycles_per_packet(&mut self) -> Result<Option<f64>> {
+        let ((packets, cycles), (packets_then, cycles_then)) = (self.tell("stats")?, self.mark);
+        let n = packets - packets_then;
+        Ok((n > 0).then(|| (cycles - cycles_then) as f64 / n as f64))
+    }
+
+    fn halt(&mut self) -> Result<()> {
+        self.tell("stop").map(drop)
+    }
+
+    fn threads(&self) -> Vec<Watched> {
+        if self.alone { Watched::named(self.talker.pid(), "lcore-worker") } else { Vec::new() }
+    }
 }

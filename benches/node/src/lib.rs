@@ -43,7 +43,7 @@ struct Args {
     /// Few short samples: shows whether all works, not who is faster.
     #[arg(long)]
     quick: bool,
-    /// Only these rows (P1 to P9, idle), again for each.
+    /// Only these rows (P1 to P9, bare, idle), again for each.
     #[arg(long, value_name = "ROW")]
     row: Vec<String>,
     /// Samples of each side.

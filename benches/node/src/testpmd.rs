@@ -1,6 +1,7 @@
 //! Debian's `dpdk-testpmd`, driven through its prompt: as a frontend (virtio-user) and as the baseline (vhost).
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -27,13 +28,29 @@ pub fn eal(lcores: &str, memory_mib: u32) -> Vec<String> {
     args
 }
 
+/// Where huge pages are files.
+fn hugetlbfs() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find_map(|of| (of.get(2) == Some(&"hugetlbfs")).then(|| PathBuf::from(of[1])))
+}
+
+/// Removes what a DPDK program that was killed has left in huge pages, which nobody else could use.
+fn free_huge_pages(file_prefix: &str) {
+    let files = hugetlbfs().and_then(|dir| std::fs::read_dir(dir).ok());
+    for file in files.into_iter().flatten().flatten() {
+        if file.file_name().to_string_lossy().starts_with(&format!("{file_prefix}map_")) {
+            let _ = std::fs::remove_file(file.path());
+        }
+    }
+}
+
 /// Free huge pages that DPDK could use, in MiB.
 pub fn huge_pages_mib() -> u32 {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free = memory.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
     let free: u32 = free.and_then(|n| n.trim().parse().ok()).unwrap_or(0);
-    if mounts.contains(" hugetlbfs ") { 2 * free } else { 0 }
+    if hugetlbfs().is_some() { 2 * free } else { 0 }
 }
 
 /// A process that answers lines with lines.
@@ -42,6 +59,8 @@ pub struct Talker {
     input: ChildStdin,
     lines: Receiver<String>,
     name: String,
+    /// DPDK's word for the files of one program.
+    file_prefix: Option<String>,
 }
 
 impl Talker {
@@ -63,7 +82,8 @@ impl Talker {
         std::thread::spawn(move || {
             output.lines().map_while(std::io::Result::ok).all(|line| tx.send(line).is_ok())
         });
-        Ok(Talker { child, input, lines, name: name.to_owned() })
+        let file_prefix = args.iter().skip_while(|arg| *arg != "--file-prefix").nth(1).cloned();
+        Ok(Talker { child, input, lines, name: name.to_owned(), file_prefix })
     }
 
     /// Its process.
@@ -97,6 +117,7 @@ impl Drop for Talker {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.file_prefix.iter().for_each(|prefix| free_huge_pages(prefix));
     }
 }
 

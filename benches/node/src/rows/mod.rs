@@ -16,6 +16,7 @@ pub type Measure = fn(&Plan, &mut dyn FnMut(Case));
 /// All rows.
 pub const ROWS: &[(&str, Measure)] = &[
     ("P1", vhost::split),
+    ("bare", vhost::bare_walk),
     ("P2", vhost::packed),
     ("P3", wiring::apart),
     ("P4", wiring::together),

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::cpu::{Watched, smallest_share};
+use crate::dpdk::Program;
 use crate::port::{Backend, Job, Ours};
 use crate::runner::{Case, Plan, Reading, Result, Side};
-use crate::testpmd::Testpmd;
+use crate::testpmd::{Testpmd, eal};
 
 /// Bursts of 32 that go round in a closed loop: fewer than the 256 entries of a ring hold.
 const LOOP_BURSTS: u32 = 6;
@@ -84,6 +85,31 @@ fn one_port(row: &'static str, shapes: &[Shape], plan: &Plan, done: &mut dyn FnM
         let (ours, theirs) = (side(plan, shape, Job::MacSwap, true), side(plan, shape, Job::MacSwap, false));
         done(case.measure(plan, ours, theirs));
     }
+}
+
+/// What a packet costs when a backend does nothing for it but what cannot be left out: `benches/dpdk-baseline/bare.c`. Its cycles are as
+/// near to the limit as a program gets; ours are compared with them as if they were a baseline's.
+pub fn bare_walk(plan: &Plan, done: &mut dyn FnMut(Case)) {
+    for (name, devargs) in [("plain", PLAIN), ("in order, vectorized", FASTEST)] {
+        let shape = shape("", devargs, 64, 1.0, 1.0);
+        let name = format!("MAC swap, split, {name}, 64 B, beside a walk without any checks");
+        let theirs = bare(plan, &shape);
+        done(Case::new("bare", name, "Mpkt/s", None).measure(
+            plan,
+            side(plan, &shape, Job::MacSwap, true),
+            theirs,
+        ));
+    }
+}
+
+fn bare(plan: &Plan, shape: &Shape) -> Result<Box<dyn Side>> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let socket = dir.path().join("sock0");
+    let [cpu, prompt_cpu] = plan.backend_first();
+    let args = eal(&format!("0@{prompt_cpu},1@{cpu}"), 64);
+    let backend = Program::start("bare", args, &[socket.display().to_string()], true)?;
+    let frontend = frontend(plan.frontend_first(), &[socket], shape.devargs, shape.len, shape.load, &[])?;
+    Ok(Box::new(Pair { frontend, backend, load: shape.load, _dir: dir }))
 }
 
 /// P8's mean; its percentiles are in [`latency`](super::latency).

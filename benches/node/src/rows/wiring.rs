@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use spp_drivers::MacAddr;
 
-use crate::cpu::Watched;
-use crate::dpdk;
+use crate::dpdk::Program;
 use crate::node::Node;
-use crate::port::Backend;
 use crate::rows::vhost::{FASTEST, Load, MERGEABLE, Pair, frontend};
 use crate::runner::{Case, Plan, Result, Side};
-use crate::testpmd::{Talker, Testpmd, eal};
+use crate::testpmd::{Testpmd, eal};
 
 const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
 /// How frontends are, and the length of frames. What is there for both, the components, is what limits only behind the fast
@@ -72,57 +70,7 @@ fn baseline(plan: &Plan, apart: bool, ends: Ends<'_>) -> Result<Box<dyn Side>> {
     for (n, path) in sockets.iter().enumerate() {
         args.extend(["--vdev".to_owned(), format!("net_vhost{n},iface={},queues=1", path.display())]);
     }
-    let backend = Pipeline {
-        talker: dpdk::start("pipeline", args, &[VM.to_string()])?,
-        apart,
-        mark: Default::default(),
-    };
+    let backend = Program::start("pipeline", args, &[VM.to_string()], !apart)?;
     let frontend = ends(&sockets)?;
     Ok(Box::new(Pair { frontend, backend, load: Load::Closed, _dir: dir }))
-}
-
-/// `benches/dpdk-baseline/pipeline.c`.
-struct Pipeline {
-    talker: Talker,
-    apart: bool,
-    mark: (u64, u64),
-}
-
-impl Pipeline {
-    /// Packets that came in and cycles they took, up to when the line was obeyed.
-    fn tell(&mut self, line: &str) -> Result<(u64, u64)> {
-        self.talker.say(line)?;
-        let answer = self.talker.wait_for(" ")?;
-        let numbers: Vec<u64> = answer.split(' ').filter_map(|number| number.parse().ok()).collect();
-        match numbers[..] {
-            [from_wire, from_vm, _drops, cycles] => Ok((from_wire + from_vm, cycles)),
-            _ => Err(format!("pipeline.c said nonsense: {answer}")),
-        }
-    }
-}
-
-impl Backend for Pipeline {
-    fn go(&mut self) -> Result<()> {
-        self.tell("go").map(drop)
-    }
-
-    fn mark(&mut self) -> Result<()> {
-        self.mark = self.tell("stats")?;
-        Ok(())
-    }
-
-    fn cycles_per_packet(&mut self) -> Result<Option<f64>> {
-        let ((packets, cycles), (packets_then, cycles_then)) = (self.tell("stats")?, self.mark);
-        let n = packets - packets_then;
-        Ok((n > 0).then(|| (cycles - cycles_then) as f64 / n as f64))
-    }
-
-    fn halt(&mut self) -> Result<()> {
-        self.tell("stop").map(drop)
-    }
-
-    /// Threads that share a CPU wait for each other: that is no disturbance.
-    fn threads(&self) -> Vec<Watched> {
-        if self.apart { Vec::new() } else { Watched::named(self.talker.pid(), "lcore-worker") }
-    }
 }
