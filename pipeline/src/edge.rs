@@ -32,7 +32,8 @@ pub(crate) struct RxHalf {
 #[derive(Default)]
 pub(crate) struct TxHalf {
     pub queue: Option<Box<dyn TxQueue>>,
-    pub pending: Burst,
+    /// In a box, so that a whole burst changes hands by a pointer: copied, it costs 4 instructions a packet and hop.
+    pub pending: Box<Burst>,
     /// As [`RxHalf::link`].
     pub link: Option<u16>,
     /// What it does to tags by itself, also to what is pending.
@@ -54,6 +55,8 @@ pub(crate) struct TxHalf {
 pub(crate) struct Slots {
     pub rx: Vec<RxHalf>,
     pub tx: Vec<TxHalf>,
+    /// The burst that the component whose turn it is has in its hand. Empty between turns.
+    pub hand: Box<Burst>,
 }
 
 /// What one turn of a component moved; becomes counters when the turn is over.
@@ -69,8 +72,8 @@ pub(crate) struct Ledger {
 pub(crate) struct Books<'a> {
     pub pool: &'a mut PoolCache,
     /// The core's fused rings.
-    pub links: &'a mut [Link],
-    pub ledger: &'a mut Ledger,
+    pub links: &'a mut Vec<Link>,
+    pub ledger: Ledger,
     pub stats: &'a ComponentStats,
     /// Start of this turn, in ticks.
     pub now: u64,
@@ -93,20 +96,40 @@ impl Books<'_> {
 
 /// Takes a burst from an open edge to the end of `out`: runts are dropped, the edge's VLAN
 /// operation is done. Tells what it took, unless some of that was dropped or changed since.
-#[inline]
-pub(crate) fn receive(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> Option<Tally> {
+#[inline(always)]
+pub(crate) fn receive(
+    edge: &RxEdge,
+    half: &mut RxHalf,
+    books: &mut Books,
+    out: &mut Box<Burst>,
+) -> Option<Tally> {
+    // As most fused rings are in most turns: no call for that.
+    if half.link.and_then(|link| books.links.get(usize::from(link))).is_some_and(Link::is_empty) {
+        return Some(Tally::default());
+    }
+    receive_some(edge, half, books, out)
+}
+
+#[inline(never)]
+fn receive_some(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Box<Burst>) -> Option<Tally> {
     let first = out.len();
     let tally = take(edge, half, books, out);
     if out.len() == first || !tally.has_runt && edge.vlan == VlanOp::None {
         return Some(tally);
     }
+    tidy(edge, books, out, first);
+    None
+}
+
+/// Drops runts and does the edge's VLAN operation.
+#[inline(never)]
+fn tidy(edge: &RxEdge, books: &mut Books, out: &mut Burst, first: usize) {
     rework(out, first, &edge.stats, books, |packet, pool| {
         if packet.total_len() < ETHERNET_BYTES {
             return Err(DropReason::Runt);
         }
         frame::apply(edge.vlan, packet, pool)
     });
-    None
 }
 
 /// Moves a burst from an open edge straight to an output with nothing pending: true when there was none, or it went. False when
@@ -136,10 +159,10 @@ pub(crate) fn pass(
 }
 
 /// Takes a burst from a closed edge and drops it.
-pub(crate) fn refuse(edge: &RxEdge, half: &mut RxHalf, books: &mut Books) {
-    let mut refused = Burst::new();
-    take(edge, half, books, &mut refused);
-    let n = refused.free_all(books.pool);
+#[inline(never)]
+pub(crate) fn refuse(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, hand: &mut Box<Burst>) {
+    take(edge, half, books, hand);
+    let n = hand.free_all(books.pool);
     if n > 0 {
         books.count_drops(&edge.stats, DropReason::Unplugged, n);
     }
@@ -147,7 +170,7 @@ pub(crate) fn refuse(edge: &RxEdge, half: &mut RxHalf, books: &mut Books) {
 
 /// Takes a burst from an edge to the end of `out`, and books it.
 #[inline(always)]
-fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) -> Tally {
+fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Box<Burst>) -> Tally {
     let Some(queue) = &mut half.queue else { return Tally::default() };
     let first = out.len();
     let mut link = half.link.and_then(|link| books.links.get_mut(usize::from(link)));
@@ -176,9 +199,15 @@ fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Burst) ->
     tally
 }
 
+/// Does an output's VLAN operation on the packets of its pending burst from `first` on; those that it refuses are dropped.
+#[inline(never)]
+pub(crate) fn tag(edge: &TxEdge, pending: &mut Burst, first: usize, books: &mut Books) {
+    rework(pending, first, &edge.stats, books, |packet, pool| frame::apply(edge.vlan, packet, pool));
+}
+
 /// Runs `operation` on the packets of `burst` from `first` on and drops those it refuses; the others keep their order.
 #[inline(always)]
-pub(crate) fn rework(
+fn rework(
     burst: &mut Burst,
     first: usize,
     edge: &QueueStats,
@@ -240,7 +269,7 @@ pub(crate) fn flush(edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
 
 /// As [`flush`], when `known` says what all that is pending is: then it need not be looked at again (8 instructions a packet).
 #[inline(always)]
-pub(crate) fn flush_all_of(known: Option<Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
+pub(crate) fn flush_all_of(known: Option<&Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
     // Most turns of most components have nothing to send: no call for that.
     if !half.pending.is_empty() {
         flush_some(known, edge, half, books);
@@ -248,7 +277,7 @@ pub(crate) fn flush_all_of(known: Option<Tally>, edge: &TxEdge, half: &mut TxHal
 }
 
 #[inline(never)]
-fn flush_some(known: Option<Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
+fn flush_some(known: Option<&Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) {
     half.in_call = true;
     let offered = offer(known, edge, half, books);
     half.in_call = false;
@@ -270,9 +299,9 @@ pub(crate) enum Offered {
 
 /// Offers the pending burst to the queue, after the checksum and segmentation work that the queue can't leave to others.
 #[inline(always)]
-fn offer(known: Option<Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) -> Offered {
+fn offer(known: Option<&Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Books) -> Offered {
     let Some(queue) = &mut half.queue else { return Offered::Once };
-    let tally = known.unwrap_or_else(|| Tally::of(&half.pending));
+    let tally = known.map_or_else(|| Tally::of(&half.pending), |known| *known);
     debug_assert_eq!(tally, Tally::of(&half.pending), "it speaks of what is pending");
     if let Some(link) = half.link.and_then(|link| books.links.get_mut(usize::from(link))) {
         let n = half.pending.len();

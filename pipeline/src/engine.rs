@@ -19,7 +19,7 @@ use crate::plan::{Change, ComponentPlan, CorePlan, Done, RxSlot, TxSlot, Work};
 use crate::stats::{ComponentStats, CycleCounters, Cycles};
 use crate::{classifier, forwarder, local, merger, mirror, tags};
 
-/// What a turn of all components came to.
+/// What a turn of all components, or of one, came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
     /// Packets moved or were dropped.
@@ -29,6 +29,8 @@ pub enum Activity {
     /// There was nothing to do.
     Idle,
 }
+
+pub(crate) const N_ACTIVITIES: usize = 3;
 
 /// One core's work.
 pub struct Engine {
@@ -69,41 +71,37 @@ impl Engine {
     /// One turn of every component, in order.
     #[inline]
     pub fn turn(&mut self) -> Activity {
-        let mut total = Cycles::default();
-        let start = tsc::now();
-        total.idle = start.saturating_sub(self.last_ticks);
-        let mut last = start;
+        let mut spent = [0; N_ACTIVITIES];
+        let mut last = tsc::now();
+        spent[Activity::Idle as usize] = last.saturating_sub(self.last_ticks);
         for component in &self.plan.components {
             if component.stats.failed() {
                 continue;
             }
-            let mut ledger = Ledger::default();
-            let books = Books {
+            let mut books = Books {
                 pool: &mut self.pool,
                 links: &mut self.links,
-                ledger: &mut ledger,
+                ledger: Ledger::default(),
                 stats: &component.stats,
                 now: last,
             };
-            let run = catch_unwind(AssertUnwindSafe(|| run(&component.work, &mut self.slots, books)));
-            if run.is_err() {
-                fail(component, &ledger, &mut self.slots, &mut self.pool);
-            } else {
-                settle(&component.stats, &ledger);
+            let ran = catch_unwind(AssertUnwindSafe(|| run(&component.work, &mut self.slots, &mut books)));
+            if ran.is_err() {
+                fail(component, &mut self.slots, &mut books);
             }
+            let activity = settle(&component.stats, &books.ledger);
             let now = tsc::now();
-            let spent = spent(&component.stats, &ledger, now.saturating_sub(last));
-            component.stats.cycles.add(spent);
-            total.useful += spent.useful;
-            total.idle += spent.idle;
-            total.blocked += spent.blocked;
+            // A turn took time, whatever the counter's grain.
+            let ticks = now.saturating_sub(last).max(1);
+            component.stats.cycles.add(activity, ticks);
+            spent[activity as usize] += ticks;
             last = now;
         }
         self.last_ticks = last;
-        self.cycles.add(total);
-        match total {
-            Cycles { useful: 1.., .. } => Activity::Useful,
-            Cycles { blocked: 1.., .. } => Activity::Blocked,
+        self.cycles.add_all(spent);
+        match spent {
+            [(1..), ..] => Activity::Useful,
+            [_, (1..), _] => Activity::Blocked,
             _ => Activity::Idle,
         }
     }
@@ -212,20 +210,19 @@ impl Engine {
                 .map(move |edge| (component, edge))
         });
         if let Some((component, edge)) = users.next() {
-            let mut ledger = Ledger::default();
             let mut books = Books {
                 pool: &mut self.pool,
-                links: &mut [],
-                ledger: &mut ledger,
+                links: &mut Vec::new(),
+                ledger: Ledger::default(),
                 stats: &component.stats,
                 now: self.last_ticks,
             };
             let tried = catch_unwind(AssertUnwindSafe(|| edge::close(edge, half, &mut books)));
             if tried.is_err() {
-                let n = half.pending.free_all(&mut self.pool);
+                let n = half.pending.free_all(books.pool);
                 component.stats.dropped(DropReason::ComponentGone, n as u64);
             }
-            settle(&component.stats, &ledger);
+            settle(&component.stats, &books.ledger);
         } else if let Some(queue) = &half.queue {
             let n = half.pending.free_all(&mut self.pool);
             queue.stats().dropped(DropReason::ComponentGone, n);
@@ -238,14 +235,14 @@ impl Engine {
 }
 
 #[inline(always)]
-fn run(work: &Work, slots: &mut Slots, mut books: Books) {
+fn run(work: &Work, slots: &mut Slots, books: &mut Books) {
     match work {
-        Work::Forward { rx, tx } => forwarder::turn(rx, tx, Way::Buffers, slots, &mut books),
-        Work::Direct { rx, tx } => forwarder::turn(rx, tx, Way::Direct, slots, &mut books),
-        Work::Merge { rx, tx } => merger::turn(rx, tx, slots, &mut books),
-        Work::Classify { rx, tx, table } => classifier::turn(rx, tx, table, slots, &mut books),
-        Work::MergeLocal { rx, tx, guests } => local::turn(rx, tx, guests, slots, &mut books),
-        Work::Mirror { rx, tx } => mirror::turn(rx, tx, slots, &mut books),
+        Work::Forward { rx, tx } => forwarder::turn(rx, tx, Way::Buffers, slots, books),
+        Work::Direct { rx, tx } => forwarder::turn(rx, tx, Way::Direct, slots, books),
+        Work::Merge { rx, tx } => merger::turn(rx, tx, slots, books),
+        Work::Classify { rx, tx, table } => classifier::turn(rx, tx, table, slots, books),
+        Work::MergeLocal { rx, tx, guests } => local::turn(rx, tx, guests, slots, books),
+        Work::Mirror { rx, tx } => mirror::turn(rx, tx, slots, books),
     }
 }
 
@@ -255,16 +252,21 @@ fn held(work: &Work, slots: &Slots) -> u64 {
     work.tx_edges().iter().map(|edge| waiting(edge.slot) as u64).sum()
 }
 
-/// Books a turn in the component's counters.
+/// Books a turn in the component's counters, and tells what it came to.
 #[inline(always)]
-fn settle(stats: &ComponentStats, ledger: &Ledger) {
-    if ledger.rx | ledger.tx | ledger.copies | ledger.dropped == 0 {
-        return;
+fn settle(stats: &ComponentStats, ledger: &Ledger) -> Activity {
+    let moved = ledger.rx | ledger.tx | ledger.dropped;
+    if moved | ledger.copies != 0 {
+        stats.rx_packets.add(ledger.rx);
+        stats.tx_packets.add(ledger.tx);
+        stats.copies.add(ledger.copies);
+        stats.set_held(left_over(stats, ledger));
     }
-    stats.rx_packets.add(ledger.rx);
-    stats.tx_packets.add(ledger.tx);
-    stats.copies.add(ledger.copies);
-    stats.set_held(left_over(stats, ledger));
+    match moved {
+        1.. => Activity::Useful,
+        0 if stats.held() != 0 => Activity::Blocked,
+        0 => Activity::Idle,
+    }
 }
 
 /// Packets that came in, now or before, and neither left nor were dropped.
@@ -273,26 +275,16 @@ fn left_over(stats: &ComponentStats, ledger: &Ledger) -> u64 {
     (stats.held() + ledger.rx + ledger.copies).saturating_sub(ledger.tx + ledger.dropped)
 }
 
-#[inline(always)]
-fn spent(stats: &ComponentStats, ledger: &Ledger, ticks: u64) -> Cycles {
-    if ledger.rx | ledger.tx | ledger.dropped != 0 {
-        // A turn that moved something took time, whatever the counter's grain.
-        Cycles { useful: ticks.max(1), ..Cycles::default() }
-    } else if stats.held() != 0 {
-        Cycles { blocked: ticks.max(1), ..Cycles::default() }
-    } else {
-        Cycles { idle: ticks, ..Cycles::default() }
-    }
-}
-
 /// A component panicked: it is skipped until the next plan. Packets it had in hand went back to
-/// the pool while its stack unwound; those pending go back now; the ledger knows how many both were.
+/// the pool while its stack unwound or go back now, as do those pending; the ledger knows how many all were, and has them as
+/// drops when this is over.
 #[cold]
-fn fail(component: &ComponentPlan, ledger: &Ledger, slots: &mut Slots, pool: &mut PoolCache) {
+fn fail(component: &ComponentPlan, slots: &mut Slots, books: &mut Books) {
+    slots.hand.free_all(books.pool);
     // The half whose code was running is where it happened: its port is reset by whoever sees the count.
     for edge in component.work.tx_edges() {
         if let Some(half) = slots.tx.get_mut(usize::from(edge.slot.0)) {
-            half.pending.free_all(pool);
+            half.pending.free_all(books.pool);
             half.since = None;
             if std::mem::take(&mut half.in_call) {
                 half.queue.iter().for_each(|queue| queue.stats().panics.add(1));
@@ -307,8 +299,8 @@ fn fail(component: &ComponentPlan, ledger: &Ledger, slots: &mut Slots, pool: &mu
         }
     }
     component.stats.panics.add(1);
-    let gone = left_over(&component.stats, ledger);
+    let gone = left_over(&component.stats, &books.ledger);
     component.stats.dropped(DropReason::ComponentGone, gone);
-    settle(&component.stats, &Ledger { dropped: ledger.dropped + gone, ..*ledger });
+    books.ledger.dropped += gone;
     component.stats.set_failed(true);
 }

@@ -7,8 +7,7 @@
 //! Between two guests frames go past the buffers where the queues know how: see [`RxQueue::rx_into`](spp_drivers::port::RxQueue::rx_into).
 //! What can't go that way, because of what it is or because the output is full, goes through the pending burst as ever.
 
-use crate::edge::{Books, Slots, flush, flush_all_of, pass, receive, refuse, rework};
-use crate::frame;
+use crate::edge::{Books, Slots, flush, flush_all_of, pass, receive, refuse, tag};
 use crate::plan::{RxEdge, TxEdge, VlanOp};
 
 /// How frames get from input to output.
@@ -27,7 +26,7 @@ pub(crate) fn turn(rx: &RxEdge, tx: &TxEdge, way: Way, slots: &mut Slots, books:
     let output = &mut slots.tx[usize::from(tx.slot.0)];
     flush(tx, output, books);
     if rx.closed {
-        return refuse(rx, input, books);
+        return refuse(rx, input, books, &mut slots.hand);
     }
     if output.queue.is_none() || !output.pending.is_empty() {
         return;
@@ -37,8 +36,8 @@ pub(crate) fn turn(rx: &RxEdge, tx: &TxEdge, way: Way, slots: &mut Slots, books:
     }
     let mut known = receive(rx, input, books, &mut output.pending);
     if tx.vlan != VlanOp::None {
-        rework(&mut output.pending, 0, &tx.stats, books, |packet, pool| frame::apply(tx.vlan, packet, pool));
+        tag(tx, &mut output.pending, 0, books);
         known = None;
     }
-    flush_all_of(known, tx, output, books);
+    flush_all_of(known.as_ref(), tx, output, books);
 }

@@ -39,6 +39,7 @@ impl SlotBook {
             Slots {
                 rx: self.rx.iter().map(|_| RxHalf::default()).collect(),
                 tx: self.tx.iter().map(|_| TxHalf::default()).collect(),
+                hand: Box::default(),
             }
         });
         vacate(&mut self.rx, change.rx_out.iter().map(|slot| slot.0));

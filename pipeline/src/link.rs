@@ -18,7 +18,7 @@ use crate::plan::Fused;
 pub(crate) struct Link {
     pub ends: Fused,
     /// Sent and not yet received, and what the sender found of it.
-    burst: Burst,
+    burst: Box<Burst>,
     tally: Tally,
     /// Packets may be in the ring.
     ring_in_use: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(ends: Fused) -> Link {
-        Link { ends, burst: Burst::new(), tally: Tally::default(), ring_in_use: true, stats: None }
+        Link { ends, burst: Box::default(), tally: Tally::default(), ring_in_use: true, stats: None }
     }
 
     /// Both ends of the ring are on this core, with these counters.
@@ -41,7 +41,7 @@ impl Link {
     #[inline(always)]
     pub(crate) fn hand_over(
         &mut self,
-        pending: &mut Burst,
+        pending: &mut Box<Burst>,
         tally: Tally,
         queue: &mut dyn TxQueue,
         pool: &mut PoolCache,
@@ -52,7 +52,7 @@ impl Link {
             return false;
         }
         sent.moved(pending.len(), tally.bytes);
-        self.burst.append(pending);
+        std::mem::swap(&mut self.burst, pending);
         self.tally = tally;
         true
     }
@@ -70,10 +70,16 @@ impl Link {
         }
     }
 
+    /// True when there is nothing to [receive](Self::receive), here or in the ring.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.ring_in_use && self.burst.is_empty()
+    }
+
     /// The first packets of the ring, as many as fit into `out`, and what there is to say of them; `None` when they have
     /// to come from the ring itself.
     #[inline(always)]
-    pub(crate) fn receive(&mut self, out: &mut Burst) -> Option<Tally> {
+    pub(crate) fn receive(&mut self, out: &mut Box<Burst>) -> Option<Tally> {
         if self.ring_in_use {
             return None;
         }
@@ -81,11 +87,11 @@ impl Link {
         if n == 0 {
             return Some(Tally::default());
         }
-        let tally = if n <= out.room() {
-            out.append(&mut self.burst);
+        let tally = if out.is_empty() {
+            std::mem::swap(&mut self.burst, out);
             self.tally
         } else {
-            self.receive_some(out)
+            self.receive_behind(out)
         };
         if let Some([_, received]) = &self.stats {
             received.moved(n - self.burst.len(), tally.bytes);
@@ -93,8 +99,13 @@ impl Link {
         Some(tally)
     }
 
-    #[cold]
-    fn receive_some(&mut self, out: &mut Burst) -> Tally {
+    /// Behind what others gave.
+    #[inline(never)]
+    fn receive_behind(&mut self, out: &mut Burst) -> Tally {
+        if self.burst.len() <= out.room() {
+            out.append(&mut self.burst);
+            return self.tally;
+        }
         let first = out.len();
         out.extend(self.burst.take_front(out.room()));
         self.tally = Tally::of(&self.burst);

@@ -24,7 +24,7 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge; 2], guests: &Table, slots: &mut 
     let halves = slots.tx.get_disjoint_mut([usize::from(wire.slot.0), usize::from(local.slot.0)]);
     let Ok([output, inward]) = halves else { return };
     let mut inside = Inside { edge: local, half: inward, guests };
-    merger::serve(rx, wire, &mut slots.rx, output, books, |edge, pending, first, books| {
+    merger::serve(rx, wire, &mut slots.rx, output, &mut slots.hand, books, |edge, pending, first, books| {
         if let Origin::Guest { id, vid } = edge.from {
             inside.sort_out(id, vid, pending, first, books);
         }

@@ -6,14 +6,13 @@
 
 use spp_drivers::Burst;
 
-use crate::edge::{Books, RxHalf, Slots, TxHalf, flush, receive, refuse, rework};
-use crate::frame;
+use crate::edge::{Books, RxHalf, Slots, TxHalf, flush, receive, refuse, tag};
 use crate::plan::{RxEdge, TxEdge, VlanOp};
 
 /// One turn: each input once.
 pub(crate) fn turn(rx: &[RxEdge], tx: &TxEdge, slots: &mut Slots, books: &mut Books) {
-    let output = &mut slots.tx[usize::from(tx.slot.0)];
-    serve(rx, tx, &mut slots.rx, output, books, |_, _, _, _| {});
+    let Slots { rx: inputs, tx: outputs, hand } = slots;
+    serve(rx, tx, inputs, &mut outputs[usize::from(tx.slot.0)], hand, books, |_, _, _, _| {});
 }
 
 /// A turn in which `sort` sees what each input gave: the burst, and where in it the input's packets start.
@@ -23,17 +22,21 @@ pub(crate) fn serve(
     tx: &TxEdge,
     inputs: &mut [RxHalf],
     output: &mut TxHalf,
+    hand: &mut Box<Burst>,
     books: &mut Books,
     mut sort: impl FnMut(&RxEdge, &mut Burst, usize, &mut Books),
 ) {
     flush(tx, output, books);
     let start = if usize::from(output.cursor) < rx.len() { usize::from(output.cursor) } else { 0 };
     let mut unserved = None;
-    for index in (start..rx.len()).chain(0..start) {
+    let mut next = start;
+    for _ in rx {
+        let index = next;
+        next = if index + 1 < rx.len() { index + 1 } else { 0 };
         let edge = &rx[index];
         let input = &mut inputs[usize::from(edge.slot.0)];
         if edge.closed {
-            refuse(edge, input, books);
+            refuse(edge, input, books, hand);
             continue;
         }
         if output.pending.room() == 0 {
@@ -47,9 +50,7 @@ pub(crate) fn serve(
         receive(edge, input, books, &mut output.pending);
         sort(edge, &mut output.pending, first, books);
         if tx.vlan != VlanOp::None {
-            rework(&mut output.pending, first, &tx.stats, books, |packet, pool| {
-                frame::apply(tx.vlan, packet, pool)
-            });
+            tag(tx, &mut output.pending, first, books);
         }
     }
     if output.since.is_none() {

@@ -6,8 +6,7 @@
 //! never waits: what its output does not take at once is dropped there, so nobody who watches can
 //! slow down or lose what is watched.
 
-use crate::edge::{Books, Slots, flush, push, receive, refuse, rework};
-use crate::frame;
+use crate::edge::{Books, Slots, flush, push, receive, refuse, tag};
 use crate::plan::{RxEdge, TxEdge, VlanOp};
 
 /// One turn. Several inputs are there while taps change.
@@ -20,7 +19,7 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge; 2], slots: &mut Slots, books: &m
     for edge in rx {
         let input = &mut slots.rx[usize::from(edge.slot.0)];
         if edge.closed {
-            refuse(edge, input, books);
+            refuse(edge, input, books, &mut slots.hand);
             continue;
         }
         if output.queue.is_none() || !output.pending.is_empty() {
@@ -33,9 +32,7 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge; 2], slots: &mut Slots, books: &m
         }
         flush(copy, copies, books);
         if original.vlan != VlanOp::None {
-            rework(&mut output.pending, 0, &original.stats, books, |p, pool| {
-                frame::apply(original.vlan, p, pool)
-            });
+            tag(original, &mut output.pending, 0, books);
         }
         flush(original, output, books);
     }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spp_drivers::BURST;
 use spp_drivers::stats::{Counter, DropReason, N_REASONS};
 
+use crate::engine::{Activity, N_ACTIVITIES};
+
 /// Upper bounds of the buckets of [`ComponentSnapshot::bursts`], in packets.
 pub const BURST_BUCKETS: [usize; 6] = [1, 4, 8, 16, 31, BURST];
 
@@ -47,22 +49,27 @@ impl Cycles {
 
 /// Shared form of [`Cycles`]; one writer.
 #[derive(Debug, Default)]
-pub(crate) struct CycleCounters {
-    useful: Counter,
-    idle: Counter,
-    blocked: Counter,
-}
+pub(crate) struct CycleCounters([Counter; N_ACTIVITIES]);
 
 impl CycleCounters {
     #[inline(always)]
-    pub(crate) fn add(&self, cycles: Cycles) {
-        self.useful.add(cycles.useful);
-        self.idle.add(cycles.idle);
-        self.blocked.add(cycles.blocked);
+    pub(crate) fn add(&self, activity: Activity, ticks: u64) {
+        self.0[activity as usize].add(ticks);
+    }
+
+    /// Ticks of each [`Activity`].
+    #[inline(always)]
+    pub(crate) fn add_all(&self, ticks: [u64; N_ACTIVITIES]) {
+        self.0.iter().zip(ticks).for_each(|(counter, ticks)| counter.add(ticks));
     }
 
     pub(crate) fn get(&self) -> Cycles {
-        Cycles { useful: self.useful.get(), idle: self.idle.get(), blocked: self.blocked.get() }
+        let ticks = |activity: Activity| self.0[activity as usize].get();
+        Cycles {
+            useful: ticks(Activity::Useful),
+            idle: ticks(Activity::Idle),
+            blocked: ticks(Activity::Blocked),
+        }
     }
 }
 

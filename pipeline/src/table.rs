@@ -83,12 +83,13 @@ const N_VLANS: usize = VID_RESERVED as usize;
 /// 16,000 27 and 9.4, 100,000 27 and 10.
 const N_NEAR_MAX: usize = 8192;
 
+/// So many slots even for a few entries: it takes luck for two of them to want the same.
+const N_SLOTS_MIN: usize = 256;
+
 /// Where frames go. Built by [`TableBuilder`].
 pub struct Table {
-    /// All exact addresses, or those few that found no slot in `far`.
+    /// All exact addresses, or those few that found no slot in `far`. A power of two of them.
     slots: Box<[Slot]>,
-    /// 64 - log2 of the number of slots.
-    shift: u32,
     /// Exact addresses when there are many.
     far: Far,
     vlans: Box<[Vlan; N_VLANS]>,
@@ -97,31 +98,32 @@ pub struct Table {
     n_entries: usize,
 }
 
+/// Bits of the VLAN id in a key.
+const VID_BITS: u32 = u16::BITS;
+
 #[inline(always)]
 const fn key(vid: u16, mac: u64) -> u64 {
-    (vid as u64) << 48 | mac
+    mac << VID_BITS | vid as u64
 }
 
-/// Folded multiplication: each bit of the key reaches the top bits, which choose the slot.
+/// Folded multiplication: each bit of the key reaches the low bits, which choose the slot.
 #[inline(always)]
 const fn hash(key: u64) -> u64 {
     let product = key as u128 * 0x9e37_79b9_7f4a_7c15;
     (product >> 64) as u64 ^ product as u64
 }
 
-/// The slots, and 64 - log2 of their number.
-fn build_near(entries: &[(u64, u16)]) -> (Box<[Slot]>, u32) {
-    let n_slots = (entries.len() * 2).next_power_of_two().max(2);
-    let shift = 64 - n_slots.trailing_zeros();
+fn build_near(entries: &[(u64, u16)]) -> Box<[Slot]> {
+    let n_slots = (entries.len() * 2).next_power_of_two().max(N_SLOTS_MIN);
     let mut slots = vec![Slot { key: FREE, tx: NONE }; n_slots].into_boxed_slice();
     for &(key, tx) in entries {
-        let mut index = (hash(key) >> shift) as usize;
+        let mut index = hash(key) as usize;
         while slots[index & (n_slots - 1)].key != FREE {
-            index += 1;
+            index = index.wrapping_add(1);
         }
         slots[index & (n_slots - 1)] = Slot { key, tx };
     }
-    (slots, shift)
+    slots
 }
 
 impl Table {
@@ -129,11 +131,19 @@ impl Table {
     /// 4095; `dst` as in [`MacAddr::to_u64`].
     #[inline(always)]
     pub fn route(&self, vid: u16, dst: u64) -> Route<'_> {
-        if let Some(tx) = self.exact(key(vid, dst)) {
-            return Route::One(tx);
+        let key = key(vid, dst);
+        match self.exact(key) {
+            Some(tx) => Route::One(tx),
+            None => self.route_others(key),
         }
+    }
+
+    /// Of a frame that is not among the near entries.
+    #[inline(never)]
+    fn route_others(&self, key: u64) -> Route<'_> {
+        let (vid, dst) = (key as u16, key >> VID_BITS);
         if self.is_far()
-            && let Some(tx) = self.exact_far(vid, dst)
+            && let Some(tx) = self.route_fetched(self.fetch(vid, dst))
         {
             return Route::One(tx);
         }
@@ -176,12 +186,6 @@ impl Table {
         (tx != NONE).then_some(tx)
     }
 
-    /// Out of the way of the look-ups in a near table.
-    #[inline(never)]
-    fn exact_far(&self, vid: u16, dst: u64) -> Option<u16> {
-        self.route_fetched(self.fetch(vid, dst))
-    }
-
     #[inline(always)]
     fn one(&self, tx: u16) -> Route<'_> {
         if tx == NONE { Route::Drop(DropReason::UnknownDestination) } else { Route::One(tx) }
@@ -189,18 +193,28 @@ impl Table {
 
     #[inline(always)]
     fn exact(&self, key: u64) -> Option<u16> {
-        let mask = self.slots.len() - 1;
-        let mut index = (hash(key) >> self.shift) as usize & mask;
+        let index = hash(key) as usize;
+        let slot = self.slots[index & (self.slots.len() - 1)];
+        match slot.key {
+            found if found == key => Some(slot.tx),
+            FREE => None,
+            _ => self.exact_behind(index, key),
+        }
+    }
+
+    /// Out of the way of those that find their first slot free, or theirs: nearly all.
+    #[inline(never)]
+    fn exact_behind(&self, mut index: usize, key: u64) -> Option<u16> {
         // Ends: at least half of the slots are free.
         loop {
-            let slot = self.slots[index & mask];
+            index = index.wrapping_add(1);
+            let slot = self.slots[index & (self.slots.len() - 1)];
             if slot.key == key {
                 return Some(slot.tx);
             }
             if slot.key == FREE {
                 return None;
             }
-            index += 1;
         }
     }
 
@@ -286,9 +300,9 @@ impl TableBuilder {
         } else {
             (Far::default(), entries.collect())
         };
-        let (slots, shift) = build_near(&near);
+        let slots = build_near(&near);
         let (vlans, lists) = self.build_vlans();
-        Table { slots, shift, far, vlans, lists, n_tx: self.n_tx, n_entries: self.n_entries }
+        Table { slots, far, vlans, lists, n_tx: self.n_tx, n_entries: self.n_entries }
     }
 
     /// Folds the general default (the default of untagged) into every VLAN.

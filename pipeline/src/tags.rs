@@ -71,7 +71,7 @@ fn insert_no_more(half: &mut TxHalf, pool: &mut PoolCache) {
     let Some(queue) = &mut half.queue else { return };
     let done = queue.insert_vlan(None);
     debug_assert!(done, "a half can always do nothing");
-    for mut packet in std::mem::take(&mut half.pending).take_all() {
+    for mut packet in std::mem::take(&mut *half.pending).take_all() {
         match vlan::apply(op, &mut packet, pool) {
             Ok(()) => half.pending.push(packet).unwrap_or_else(|packet| pool.free(packet)),
             Err(reason) => {
