@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::burst::Burst;
-use crate::dma::{Pool, PoolCache};
+use crate::dma::{Pool, PoolCache, Tally};
 use crate::lent::LentFrame;
 use crate::mac::MacAddr;
 use crate::offload::Offloads;
@@ -20,6 +20,14 @@ pub trait RxQueue: Send {
     /// A frame whose checksums the hardware has found right is [verified](crate::dma::PacketBuf::is_verified); a frame
     /// with a wrong one passes like any other and is counted.
     fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize;
+
+    /// As [`rx_burst`](Self::rx_burst); tells what there is to say of what came. For a queue that looks at each packet anyway, and
+    /// need not do so twice.
+    fn rx_tallied(&mut self, pool: &mut PoolCache, out: &mut Burst) -> Tally {
+        let first = out.len();
+        self.rx_burst(pool, out);
+        out.get(first..).map_or_else(Tally::default, Tally::of)
+    }
 
     /// Moves up to a burst of received packets straight into `to`, without a buffer in between: from where they lie to where
     /// they go they are copied once. `None` when there may be packets but the first is not to be had this way, because of
@@ -61,6 +69,11 @@ pub trait TxQueue: Send {
     /// left `from`. A queue that can't deliver at all (link down, guest not connected) takes and
     /// frees all of them and counts each with its reason. Never blocks.
     fn tx_burst(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize;
+
+    /// As [`tx_burst`](Self::tx_burst), of a burst of which `tally` is true, for a queue that would look at each packet to find that.
+    fn tx_tallied(&mut self, pool: &mut PoolCache, from: &mut Burst, _tally: &Tally) -> usize {
+        self.tx_burst(pool, from)
+    }
 
     /// Sends frames from the front of `frames`, copied from where they lie, and returns how many: those that can be sent that way
     /// now. Whoever calls sends the others with [`tx_burst`](Self::tx_burst), which knows what to do with them. Never blocks, drops nothing.

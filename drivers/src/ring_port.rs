@@ -67,8 +67,10 @@ impl RingTx {
     }
 }
 
-impl TxQueue for RingTx {
-    fn tx_burst(&mut self, _pool: &mut PoolCache, from: &mut Burst) -> usize {
+impl RingTx {
+    /// `known` is of all of them.
+    #[inline(always)]
+    fn send(&mut self, from: &mut Burst, known: Option<&Tally>) -> usize {
         let n = match self.extra.taken_out.load(Ordering::Relaxed) == self.put_in {
             true => from.len().min(self.ring.room(from.len())),
             false => self.fitting(from),
@@ -76,7 +78,10 @@ impl TxQueue for RingTx {
         if n == 0 {
             return 0;
         }
-        let tally = Tally::of(&from[..n]);
+        let tally = match known {
+            Some(known) if n == from.len() => *known,
+            _ => Tally::of(&from[..n]),
+        };
         self.ring.push_burst(n, from.take_front(n));
         if tally.extra > 0 {
             self.put_in = self.put_in.wrapping_add(tally.extra);
@@ -84,6 +89,16 @@ impl TxQueue for RingTx {
         }
         self.stats.moved(n, tally.bytes);
         n
+    }
+}
+
+impl TxQueue for RingTx {
+    fn tx_burst(&mut self, _pool: &mut PoolCache, from: &mut Burst) -> usize {
+        self.send(from, None)
+    }
+
+    fn tx_tallied(&mut self, _pool: &mut PoolCache, from: &mut Burst, tally: &Tally) -> usize {
+        self.send(from, Some(tally))
     }
 
     /// Frames keep their work: whoever takes them out of the ring sends them on.
@@ -118,8 +133,9 @@ impl RingRx {
     }
 }
 
-impl RxQueue for RingRx {
-    fn rx_burst(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> usize {
+impl RingRx {
+    #[inline(always)]
+    fn receive(&mut self, out: &mut Burst) -> (usize, Tally) {
         let n_before = out.len();
         let n = match self.extra.put_in.load(Ordering::Relaxed) == self.taken_out {
             true => self.take(out.room(), out),
@@ -131,7 +147,17 @@ impl RxQueue for RingRx {
             self.extra.taken_out.store(self.taken_out, Ordering::Relaxed);
         }
         self.stats.moved(n, tally.bytes);
-        n
+        (n, tally)
+    }
+}
+
+impl RxQueue for RingRx {
+    fn rx_burst(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> usize {
+        self.receive(out).0
+    }
+
+    fn rx_tallied(&mut self, _pool: &mut PoolCache, out: &mut Burst) -> Tally {
+        self.receive(out).1
     }
 
     fn stats(&self) -> SharedStats {

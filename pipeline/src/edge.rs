@@ -178,18 +178,15 @@ fn take(edge: &RxEdge, half: &mut RxHalf, books: &mut Books, out: &mut Box<Burst
         Some(tally) => tally,
         None => {
             half.in_call = true;
-            queue.rx_burst(books.pool, out);
+            let tally = queue.rx_tallied(books.pool, out);
             half.in_call = false;
             if let Some(link) = link {
                 link.ring_was_asked();
             }
-            // What the burst holds counts, not what the queue says.
-            match out.get(first..) {
-                Some([]) | None => return Tally::default(),
-                Some(came) => Tally::of(came),
-            }
+            tally
         }
     };
+    // What the burst holds counts, not what the queue says.
     let n = out.len().saturating_sub(first);
     if n > 0 {
         books.ledger.rx += n as u64;
@@ -314,26 +311,26 @@ fn offer(known: Option<&Tally>, edge: &TxEdge, half: &mut TxHalf, books: &mut Bo
     if tally.has_offload {
         return offload::offer(edge, half, books);
     }
-    send(queue.as_mut(), &mut half.pending, tally.bytes, edge, books);
+    send(queue.as_mut(), &mut half.pending, &tally, edge, books);
     Offered::Once
 }
 
-/// Sends from the front of `burst`, which has `bytes`, and books what left it; returns how many.
+/// Sends from the front of `burst`, of which `tally` is true, and books what left it; returns how many.
 #[inline(always)]
 pub(crate) fn send(
     queue: &mut dyn TxQueue,
     burst: &mut Burst,
-    bytes: u64,
+    tally: &Tally,
     edge: &TxEdge,
     books: &mut Books,
 ) -> usize {
     let n = burst.len();
-    queue.tx_burst(books.pool, burst);
+    queue.tx_tallied(books.pool, burst, tally);
     let left = burst.len();
     let left_bytes = if left == 0 { 0 } else { burst.bytes() };
     let sent = n.saturating_sub(left);
     books.ledger.tx += sent as u64;
-    edge.stats.moved(sent, bytes.saturating_sub(left_bytes));
+    edge.stats.moved(sent, tally.bytes.saturating_sub(left_bytes));
     sent
 }
 

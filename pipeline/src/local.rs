@@ -25,8 +25,9 @@ pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge; 2], guests: &Table, slots: &mut 
     let Ok([output, inward]) = halves else { return };
     let mut inside = Inside { edge: local, half: inward, guests };
     merger::serve(rx, wire, &mut slots.rx, output, &mut slots.hand, books, |edge, pending, first, books| {
-        if let Origin::Guest { id, vid } = edge.from {
-            inside.sort_out(id, vid, pending, first, books);
+        match edge.from {
+            Origin::Guest { id, vid } => inside.sort_out(id, vid, pending, first, books),
+            _ => true,
         }
     });
     flush(local, inside.half, books);
@@ -40,7 +41,8 @@ struct Inside<'a> {
 
 impl Inside<'_> {
     /// Moves and copies what is for other guests from `pending`, where a guest's frames start at `first`.
-    fn sort_out(&mut self, id: u16, vid: u16, pending: &mut Burst, first: usize, books: &mut Books) {
+    /// True when there was nothing to do.
+    fn sort_out(&mut self, id: u16, vid: u16, pending: &mut Burst, first: usize, books: &mut Books) -> bool {
         let (mut moved, mut copied) = (0u32, 0u32);
         frame::fetch_headers(&pending[first..]);
         for (index, packet) in pending.iter_mut().enumerate().skip(first) {
@@ -60,6 +62,7 @@ impl Inside<'_> {
         if moved | copied != 0 {
             self.divert(id, pending, moved, copied, books);
         }
+        moved | copied == 0
     }
 
     /// Sends the marked packets inside, in their order; those that are not moved stay in `pending`, in theirs.

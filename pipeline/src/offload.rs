@@ -4,7 +4,7 @@
 //! work come here. Frames stay in the output's pending burst, in order, until they are gone; a long frame
 //! of which some segments were sent is a shorter long frame, so nothing is kept beside it.
 
-use spp_drivers::dma::PacketBuf;
+use spp_drivers::dma::{PacketBuf, Tally};
 use spp_drivers::offload::segment::Tso;
 use spp_drivers::offload::{Offloads, checksum};
 use spp_drivers::port::TxQueue;
@@ -73,13 +73,13 @@ fn send_front(
     books: &mut Books,
 ) -> usize {
     if n == pending.len() {
-        let bytes = pending.bytes();
-        return send(queue, pending, bytes, edge, books);
+        let tally = Tally::of(pending);
+        return send(queue, pending, &tally, edge, books);
     }
     let mut front = Burst::new();
     move_all(pending.take_front(n), &mut front);
-    let bytes = front.bytes();
-    let sent = send(queue, &mut front, bytes, edge, books);
+    let tally = Tally::of(&front);
+    let sent = send(queue, &mut front, &tally, edge, books);
     move_all(pending.take_all(), &mut front);
     *pending = front;
     sent
@@ -122,8 +122,8 @@ fn cut(
     }
     // Before they are sent: a panic in the queue must not leave them uncounted.
     books.ledger.copies += n as u64;
-    let bytes = segments.bytes();
-    let sent = if n == 0 { 0 } else { send(queue, &mut segments, bytes, edge, books) };
+    let tally = Tally::of(&segments);
+    let sent = if n == 0 { 0 } else { send(queue, &mut segments, &tally, edge, books) };
     books.ledger.copies -= segments.free_all(books.pool) as u64;
     *budget -= n;
     // A queue that takes little is not made to refuse a whole burst of copies on each turn.

@@ -40,6 +40,15 @@ impl Tally {
         }
     }
 
+    /// Those packets come to these.
+    #[inline(always)]
+    pub fn add(&mut self, those: &Tally) {
+        self.bytes += those.bytes;
+        self.extra += those.extra;
+        self.has_offload |= those.has_offload;
+        self.has_runt |= those.has_runt;
+    }
+
     #[cold]
     fn of_chains(packets: &[PacketBuf]) -> Tally {
         packets.iter().fold(Tally::default(), |sum, packet| {
@@ -72,6 +81,9 @@ mod tests {
         let plain = [packet(&mut cache, 14), packet(&mut cache, 1500)];
         let wanted = Tally { bytes: 1514, ..Tally::default() };
         assert_eq!(Tally::of(&plain), wanted);
+        let mut sum = Tally::of(&plain[..1]);
+        sum.add(&Tally::of(&plain[1..]));
+        assert_eq!(sum, wanted);
         let with_runt = [packet(&mut cache, 1500), packet(&mut cache, 13)];
         assert_eq!(Tally::of(&with_runt), Tally { bytes: 1513, has_runt: true, ..Tally::default() });
         assert_eq!(Tally::of(&[]), Tally::default());
