@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use arrayvec::ArrayVec;
-use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache};
+use spp_drivers::dma::{DATA_ROOM, PacketBuf, Pool, PoolCache, Tally};
 use spp_drivers::offload::{Offloads, accept::accept};
 use spp_drivers::port::{Passed, RxQueue, TxQueue};
 use spp_drivers::stats::{DropReason, QueueStats, SharedStats};
@@ -62,9 +62,9 @@ impl FromGuest {
 
     /// Takes what one ring has, as far as `out` and the budget go.
     #[inline(always)]
-    fn receive_on(&mut self, nth: usize, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> usize {
+    fn receive_on(&mut self, nth: usize, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> Taken {
         let Lane { mailbox, stats, .. } = self.lanes.active(nth);
-        let Some((ring, enabled)) = mailbox.ring() else { return 0 };
+        let Some((ring, enabled)) = mailbox.ring() else { return Taken::default() };
         let taken = if enabled {
             let max_frame_bytes = self.max_frame_bytes;
             let mut walk = Walk { pool, out, stats: &self.stats, max_frame_bytes, budget };
@@ -75,46 +75,62 @@ impl FromGuest {
         match taken {
             Ok(taken) => {
                 taken.count(&self.stats, stats);
-                taken.n_frames
+                taken
             }
             Err(fault) => {
                 mailbox.fail(fault);
                 self.lanes.refresh();
-                0
+                Taken::default()
             }
         }
     }
 
     /// Serves the rings in turns: each burst starts with another one, so that none starves, however much the others have.
     #[inline(never)]
-    fn rotate(&mut self, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> usize {
+    fn rotate(&mut self, pool: &mut PoolCache, out: &mut Burst, budget: &mut usize) -> Taken {
         let n_lanes = self.lanes.n_active();
         let first = if self.next < n_lanes { self.next } else { 0 };
         self.next = first + 1;
-        let mut n_frames = 0;
+        let mut all = Taken::default();
         for nth in (first..n_lanes).chain(0..first) {
             // A ring that has just failed is active no more.
             if out.room() == 0 || *budget == 0 || nth >= self.lanes.n_active() {
                 break;
             }
-            n_frames += self.receive_on(nth, pool, out, budget);
+            let taken = self.receive_on(nth, pool, out, budget);
+            all.n_frames += taken.n_frames;
+            all.bytes += taken.bytes;
+            all.some_special |= taken.some_special;
         }
-        n_frames
+        all
     }
-}
 
-impl RxQueue for FromGuest {
-    fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
+    /// A burst from whichever rings there are.
+    #[inline(always)]
+    fn receive(&mut self, pool: &mut PoolCache, out: &mut Burst) -> Taken {
         self.lanes.poll();
         if let Some(mac) = self.lanes.announcement {
             return self.announce(mac, pool, out);
         }
         let mut budget = DESCRIPTOR_BUDGET;
         match self.lanes.n_active() {
-            0 => 0,
+            0 => Taken::default(),
             1 => self.receive_on(0, pool, out, &mut budget),
             _ => self.rotate(pool, out, &mut budget),
         }
+    }
+}
+
+impl RxQueue for FromGuest {
+    fn rx_burst(&mut self, pool: &mut PoolCache, out: &mut Burst) -> usize {
+        self.receive(pool, out).n_frames
+    }
+
+    /// Plain frames are long enough for a header and in one buffer each: nothing need be looked at again.
+    fn rx_tallied(&mut self, pool: &mut PoolCache, out: &mut Burst) -> Tally {
+        let first = out.len();
+        let taken = self.receive(pool, out);
+        if taken.some_special { Tally::of(&out[first..]) } else { Tally::of_plain(taken.bytes) }
     }
 
     /// From a guest with one queue only: of several, each has its turn.
@@ -143,18 +159,19 @@ impl RxQueue for FromGuest {
 impl FromGuest {
     /// A frame in the guest's name, so that switches learn where it is now.
     #[cold]
-    fn announce(&mut self, mac: MacAddr, pool: &mut PoolCache, out: &mut Burst) -> usize {
+    fn announce(&mut self, mac: MacAddr, pool: &mut PoolCache, out: &mut Burst) -> Taken {
         // Without room or buffer it is made later.
         let packet = if out.room() > 0 { pool.alloc() } else { None };
-        let Some(mut packet) = packet else { return 0 };
+        let Some(mut packet) = packet else { return Taken::default() };
         self.lanes.announcement = None;
         let frame = rarp(mac);
         let appended = packet.append(&frame);
         debug_assert!(appended.is_ok(), "a short frame fits any buffer");
         let pushed = out.push(packet);
         debug_assert!(pushed.is_ok(), "there was room");
-        self.stats.moved(1, frame.len() as u64);
-        1
+        let taken = Taken { n_frames: 1, bytes: frame.len() as u64, ..Taken::default() };
+        self.stats.moved(taken.n_frames, taken.bytes);
+        taken
     }
 }
 
@@ -164,6 +181,8 @@ pub(crate) struct Taken {
     pub n_frames: usize,
     pub bytes: u64,
     pub called: bool,
+    /// Some frames may be longer than a buffer, or have work with them.
+    pub some_special: bool,
 }
 
 impl Taken {
@@ -256,6 +275,7 @@ impl Walk<'_> {
             }
             match self.copy_chain(layout, features, &head) {
                 Outcome::Frame(n_bytes) => {
+                    taken.some_special = true;
                     taken.n_frames += 1;
                     taken.bytes += n_bytes as u64;
                 }
@@ -284,6 +304,7 @@ impl Walk<'_> {
         let first = self.out.len();
         let (n_taken, mut bytes) = copy_frames(&frames, shape.header_bytes, self.pool, self.out);
         if shape.has_work {
+            taken.some_special = true;
             bytes -= self.judge_plain(first, &frames[..n_taken], features);
         }
         taken.n_frames += self.out.len() - first;

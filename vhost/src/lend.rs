@@ -41,7 +41,7 @@ pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Resu
     // What was lent can be given back once nobody has it any more: the compiler sees to that.
     drop((loan, frames));
     give_back(ring, &entries[..n_frames]);
-    Ok(Some(Taken { n_frames, bytes, called: ring.publish() }))
+    Ok(Some(Taken { n_frames, bytes, called: ring.publish(), ..Taken::default() }))
 }
 
 /// The frames up to the first whose header asks for work.

@@ -7,6 +7,7 @@ mod support;
 
 use echo_port::{DEADLINE, Echo, attach, socket};
 use spp_drivers::Burst;
+use spp_drivers::dma::Tally;
 use spp_drivers::offload::{F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, Offload, Offloads};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_drivers::stats::DropReason;
@@ -386,5 +387,24 @@ fn frames_that_a_nic_has_checked_are_told_of_at_every_length_and_only_to_who_tak
         let used: Vec<_> = LENS.iter().zip(0u16..).map(|(len, i)| (i, 12 + *len as u32)).collect();
         assert_eq!(bench.take_used(), used);
         bench.assert_no_leak();
+    }
+}
+
+#[test]
+fn what_is_said_of_a_burst_is_what_its_packets_say() {
+    let plain = NetHdr::default();
+    let kinds: [(NetHdr, usize, &[usize]); 4] =
+        [(plain, 100, &[]), (plain, 100, &[12]), (plain, 3000, &[]), (LONG, 3000, &[])];
+    for negotiated in [Offloads::NONE, Offloads::ALL] {
+        for (header, payload, lens) in kinds {
+            let mut bench = from_guest(negotiated);
+            let mut burst = Burst::new();
+            assert!(burst.push(packet(&mut bench.cache, 60, 1)).is_ok(), "one was there before");
+            offer(&mut bench, header, &tcp(payload), lens);
+            let tally = bench.half.rx_tallied(&mut bench.cache, &mut burst);
+            assert_eq!(tally, Tally::of(&burst[1..]), "{header:?} {payload} {lens:?}");
+            burst.free_all(&mut bench.cache);
+            bench.assert_no_leak();
+        }
     }
 }

@@ -40,6 +40,12 @@ impl Tally {
         }
     }
 
+    /// Of packets with so many bytes in all, each in one buffer, without work and no runt.
+    #[inline(always)]
+    pub fn of_plain(bytes: u64) -> Tally {
+        Tally { bytes, ..Tally::default() }
+    }
+
     /// Those packets come to these.
     #[inline(always)]
     pub fn add(&mut self, those: &Tally) {
