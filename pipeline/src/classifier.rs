@@ -108,11 +108,17 @@ fn deal(
     }
 }
 
-/// How many of the first outputs are the same: frames come in flows, and a burst often goes to one guest.
+/// How many of the first outputs are the same: frames come in flows, and a burst often goes to one guest. Moved one by one,
+/// packets take 177 and 221 instructions where they take 126 and 184 by the run (`spp-stages --count classifier`, "2 entries" and
+/// "8 outputs"); where no two neighbours have one output, 235 and 251 ("1000 entries").
 #[inline(always)]
 fn run_length(outputs: &[u16]) -> usize {
-    let differs = outputs.iter().position(|output| *output != outputs[0]);
-    differs.unwrap_or(outputs.len())
+    let Some((first, others)) = outputs.split_first() else { return 0 };
+    // Most often it ends at once, or is long.
+    if others.first() != Some(first) {
+        return 1;
+    }
+    1 + others.iter().take_while(|output| *output == first).count()
 }
 
 /// One frame that does not go to one output: a group's, or nobody's. Looked up again rather than kept in mind, which would

@@ -60,7 +60,8 @@ impl Shape {
         if is_plain { memory.slice(Gpa(descriptor.addr), descriptor.len) } else { None }
     }
 
-    /// What will be read of a frame first is on its way from here on.
+    /// What will be read of a frame first is on its way from here on: 4 to 11 cycles a packet of 90 to 110 (`spp-bench --row P1 --row
+    /// P5`, 64 bytes, with and without in turns), nothing at 1500 bytes.
     #[inline(always)]
     fn fetch(self, frame: GuestSlice<'_>) {
         if self.has_work {

@@ -1,7 +1,8 @@
 //! A stack of free slots, as [`PoolCache`](super::PoolCache) holds two and the depot holds many. Owned by one thread at
 //! a time.
 
-/// Slots in a magazine.
+/// Slots in a magazine: with one, so that each packet asks the depot, a frame from a guest takes 257 instructions and 88 ticks, not
+/// 117 and 17, one to a guest 262 and 66, not 137 and 22 (`spp-stages guest`, bursts of 32, nobody else at the depot).
 pub(super) const MAGAZINE: usize = 64;
 
 /// Up to [`MAGAZINE`] slots of one pool. Of those beyond `len` somebody else is the owner.
