@@ -408,3 +408,26 @@ fn what_is_said_of_a_burst_is_what_its_packets_say() {
         }
     }
 }
+
+#[test]
+fn header_of_a_legacy_driver_is_two_bytes_shorter_both_ways() {
+    const LEGACY: usize = 10;
+    for len in [60, 128, 1500] {
+        let legacy = RingFeatures { header_bytes: LEGACY, ..features(false, false) };
+        let mut to: Bench<ToGuest> = Bench::new(256, START, legacy);
+        to.memory.desc(DESC, 0, BUFFERS, 0x800, WRITE, 0);
+        to.offer(0);
+        assert_eq!(to.send(&[len]), (1, 0));
+        assert_eq!(to.memory.read(BUFFERS, LEGACY), [0; LEGACY]);
+        assert_eq!(to.memory.read(BUFFERS + LEGACY as u64, len), frame(len, 0));
+        assert_eq!(to.take_used(), [(0, (LEGACY + len) as u32)]);
+        to.assert_no_leak();
+
+        let mut from: Bench<FromGuest> = Bench::new(256, START, legacy);
+        from.memory.write(BUFFERS + LEGACY as u64, &frame(len, 7));
+        from.memory.desc(DESC, 0, BUFFERS, (LEGACY + len) as u32, 0, 0);
+        from.offer(0);
+        assert_eq!(receive(&mut from), [(frame(len, 7), None)]);
+        from.assert_no_leak();
+    }
+}
