@@ -41,7 +41,8 @@ struct Hashed {
 }
 
 /// A permutation of the keys, the VLAN uppermost: in operators' tables its bits and those of the lower half of addresses are the
-/// ones that differ, and are not to meet before the multiplication. Each bit of the key reaches the low bits, which choose the slot, and the upper half, which chooses
+/// ones that differ, and are not to meet before the multiplication. Each bit of the key reaches the low bits, which choose
+/// the slot, and the upper half, which chooses
 /// the group.
 #[inline(always)]
 const fn mix(key: u64) -> u64 {

@@ -117,8 +117,7 @@ impl AvailRun<'_> {
         self.n
     }
 
-    /// Copies them to the front of `to`, which has room for them; returns the bits that any of them has. Four at a time: 2
-    /// instructions an entry, where one at a time took 9.
+    /// Copies them to the front of `to`, which has room for them, four at a time; returns the bits that any of them has.
     #[inline(always)]
     pub fn copy_to(&self, to: &mut [u16]) -> u16 {
         let (fours, rest) = to[..self.n].as_chunks_mut::<4>();

@@ -113,7 +113,7 @@ impl<'b> Place<'b> {
         // SAFETY: HEADER_BYTES mapped bytes, as new() has seen to, and HeaderWords has no alignment; volatile, as the guest may
         // write.
         let there = unsafe { words.read_volatile() };
-        // As one number: 4 instructions, not 7.
+        // As one number: 4 instructions, not 6.
         if (there.0 ^ wanted.0) | u64::from(there.1 ^ wanted.1) != 0 {
             // SAFETY: as above, no reference to them exists.
             unsafe { words.write(wanted) };
