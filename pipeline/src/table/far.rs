@@ -42,8 +42,7 @@ struct Hashed {
 
 /// A permutation of the keys, the VLAN uppermost: in operators' tables its bits and those of the lower half of addresses are the
 /// ones that differ, and are not to meet before the multiplication. Each bit of the key reaches the low bits, which choose
-/// the slot, and the upper half, which chooses
-/// the group.
+/// the slot, and the upper half, which chooses the group.
 #[inline(always)]
 const fn mix(key: u64) -> u64 {
     let key = key.rotate_right(super::VID_BITS);

@@ -79,10 +79,12 @@ impl<'b> Place<'b> {
     /// special ones. False, and nothing done, for the others.
     #[inline(always)]
     pub fn fill_short(&self) -> bool {
+        if self.front & SPECIAL != 0 {
+            return false;
+        }
         // SAFETY: new() has seen to it that there is room for the frame, and that the two don't overlap if it is not special; it
         // is lent for as long as this lives. Its owner may change it meanwhile: nobody looks at the copy.
-        let filled = self.front & SPECIAL == 0
-            && unsafe { copy_short(self.frame, self.target(), self.frame_bytes as usize) };
+        let filled = unsafe { copy_short(self.frame, self.target(), self.frame_bytes as usize) };
         if filled {
             self.write_header(Header::in_one_buffer(self.front));
         }
@@ -140,4 +142,48 @@ const _: () = assert!(size_of::<HeaderWords>() == HEADER_BYTES);
 fn overlaps(buffer: &GuestSlice<'_>, frame: &LentFrame<'_>) -> bool {
     let (a, b) = (buffer.start().addr().get(), frame.start().addr().get());
     a.abs_diff(b) < HEADER_BYTES + frame.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_that_lies_across_its_own_destination_arrives_whole() {
+        for (from, to) in [(0, 0), (0, 1), (1, 0), (0, 63), (100, 0), (0, 100), (0, 99)] {
+            for n in [1, 14, 40, 64, 100] {
+                let mut bytes: Vec<u8> = (0..212).map(|i| i as u8).collect();
+                let sent = bytes[from..from + n].to_vec();
+                let start = NonNull::from(&mut bytes[..]).cast::<u8>();
+                // SAFETY: within the vector.
+                let source = unsafe { start.add(from) };
+                // SAFETY: within the vector.
+                let target = unsafe { start.add(to) };
+                // SAFETY: n bytes of the vector, which nobody else writes.
+                let frame = unsafe { LentFrame::new(source, n as u32) };
+                // SAFETY: bytes of the vector, to its end at most.
+                let buffer = unsafe { GuestSlice::new(target, (HEADER_BYTES + n) as u32) };
+                let place = Place::new(buffer, frame, Told::of(Offloads::NONE)).expect("there is room");
+                if !place.fill_short() {
+                    place.fill(Header::in_one_buffer(0));
+                }
+                let behind = to + HEADER_BYTES;
+                assert_eq!(bytes[behind..behind + n], sent, "{n} bytes from {from} to {to}");
+                assert_eq!(bytes[to..behind], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn buffer_one_byte_too_short_is_no_place() {
+        let mut bytes = [0u8; 100];
+        let start = NonNull::from(&mut bytes[..]).cast::<u8>();
+        // SAFETY: bytes of the array, which nobody else writes.
+        let frame = unsafe { LentFrame::new(start, 40) };
+        for (len, fits) in [(HEADER_BYTES + 39, false), (HEADER_BYTES + 40, true)] {
+            // SAFETY: bytes of the array.
+            let buffer = unsafe { GuestSlice::new(start, len as u32) };
+            assert_eq!(Place::new(buffer, frame, Told::of(Offloads::ALL)).is_some(), fits);
+        }
+    }
 }
