@@ -2,7 +2,7 @@
 //! gives its own, so that `tests/loom` can compile the very same source against loom.
 
 pub use std::sync::Arc;
-pub use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+pub use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// The standard cell, opened as loom's is: the pointer lives for one closure.
 #[repr(transparent)]

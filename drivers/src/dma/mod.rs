@@ -2,6 +2,7 @@
 //! ([`Iova`]), and who owns a buffer ([`Pool`], [`PacketBuf`]).
 
 mod buf;
+mod depot;
 mod handles;
 mod iova;
 mod magazine;

@@ -3,7 +3,7 @@
 //!
 //! A slot is in the pool's depot, in one core's [`PoolCache`], or out as a
 //! [`PacketBuf`] (with the CPU, or given to a device). Cores trade whole magazines
-//! of [`MAGAZINE`] slots with the depot (Bonwick's magazines), so the shared queue is
+//! of [`MAGAZINE`] slots with the [depot](Depot) (Bonwick's magazines), so what is shared is
 //! touched once per 64 packets and no two cores write the same line for one packet.
 
 use std::cell::UnsafeCell;
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crossbeam_queue::ArrayQueue;
 
 use super::buf::{Meta, PacketBuf, Received};
+use super::depot::Depot;
 use super::iova::Iova;
 use super::magazine::{MAGAZINE, Magazine, Stock};
 use super::region::{DmaError, DmaSpace, PageSize, Region};
@@ -68,8 +69,7 @@ pub(super) struct PoolShared {
     meta: Box<[UnsafeCell<Meta>]>,
     /// Full magazines, and the empty boxes cores trade for them. A core that hands in a full magazine
     /// holds two, so at least two of the depot's boxes are empty then.
-    full: ArrayQueue<Box<Magazine>>,
-    empty: ArrayQueue<Box<Magazine>>,
+    depot: Depot<Magazine>,
     /// Slots dropped outside a hot path, one by one.
     strays: ArrayQueue<u32>,
     n_strays: AtomicU32,
@@ -115,7 +115,7 @@ impl PoolShared {
     /// Slots neither in a cache nor out. Every magazine in the depot is full.
     fn in_depot(&self) -> u32 {
         let strays = self.n_strays.load(Ordering::Acquire) as i32;
-        (self.full.len() * MAGAZINE) as u32 + strays.max(0) as u32
+        (self.depot.n_full() * MAGAZINE) as u32 + strays.max(0) as u32
     }
 }
 
@@ -173,22 +173,16 @@ impl Pool {
         let slots: Vec<u32> = (0..).filter(lies_in_one_page).take(capacity as usize).collect();
         let n_slots = slots.last().map_or(0, |last| last + 1);
         let region = space.allocate("pool", n_slots as usize * STRIDE)?;
-        let n_magazines = capacity as usize / MAGAZINE;
-        let full = ArrayQueue::new(n_magazines);
-        // Lowest slots come out first: a small working set stays small.
-        for slots in slots.chunks_exact(MAGAZINE) {
-            let magazine = Box::new(slots.iter().rev().copied().collect());
-            let pushed = full.push(magazine);
-            assert!(pushed.is_ok(), "the depot was sized for all magazines");
-        }
+        // Lowest slots come out first.
+        let magazines =
+            slots.chunks_exact(MAGAZINE).map(|slots| Box::new(slots.iter().rev().copied().collect()));
         let shared = PoolShared {
             base: region.as_ptr(),
             iova: region.iova(),
             capacity,
             n_slots,
             meta: (0..n_slots).map(|_| UnsafeCell::new(Meta::default())).collect(),
-            full,
-            empty: ArrayQueue::new(n_magazines),
+            depot: Depot::new(magazines),
             strays: ArrayQueue::new(capacity as usize),
             n_strays: AtomicU32::new(0),
             n_caches: AtomicU32::new(0),
@@ -400,10 +394,7 @@ impl PoolCache {
             return true;
         }
         let shared = self.owner.get();
-        if let Some(full) = shared.full.pop() {
-            let empty = std::mem::replace(&mut self.loaded, full);
-            let pushed = shared.empty.push(empty);
-            debug_assert!(pushed.is_ok(), "the depot has room for each of its boxes");
+        if shared.depot.take_full(&mut self.loaded) {
             return true;
         }
         while self.loaded.room() > 0
@@ -424,14 +415,10 @@ impl PoolCache {
             return;
         }
         let shared = self.owner.get();
-        let Some(empty) = shared.empty.pop() else {
+        if !shared.depot.give_full(&mut self.loaded) {
             debug_assert!(false, "a core with two full magazines leaves empty boxes in the depot");
             self.loaded.stock().for_each(|slot| shared.return_stray(slot));
-            return;
-        };
-        let full = std::mem::replace(&mut self.loaded, empty);
-        let pushed = shared.full.push(full);
-        debug_assert!(pushed.is_ok(), "the depot has room for each of its boxes");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-// UNSAFETY: includes the source of the ring, which is unsafe for the reasons given there.
-//! What threads share, compiled from the same sources against loom: the ring and the count of shared
+// UNSAFETY: includes the sources of the ring and the depot, which are unsafe for the reasons given there.
+//! What threads share, compiled from the same sources against loom: the ring, the depot of free buffers and the count of shared
 //! packets of `spp-drivers`, and the hand-over of vrings and guest memory of `spp-vhost`, with stand-ins for what is handed over.
 //!
 //! Loom runs a model again and again until every interleaving and every value that a
@@ -8,6 +8,8 @@
 // The hand-over finds the ring under its crate's name.
 extern crate self as spp_drivers;
 
+#[path = "../../../drivers/src/dma/depot.rs"]
+pub mod depot;
 #[path = "../../../drivers/src/dma/handles.rs"]
 pub mod handles;
 #[path = "../../../vhost/src/handover.rs"]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 pub use loom::cell::UnsafeCell;
 pub use loom::sync::Arc;
-pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence};
+pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 loom::lazy_static! {
     /// Pauses after which [`Patience`] is over. Never, unless a model says otherwise.

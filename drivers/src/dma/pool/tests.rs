@@ -100,6 +100,24 @@ fn buffers_flow_between_cores_without_loss() {
 }
 
 #[test]
+fn what_one_core_gives_back_is_what_the_next_one_takes() {
+    let pool = pool(1024);
+    let (mut giver, mut taker) = (pool.cache(), pool.cache());
+    let slots = |packets: &[PacketBuf]| packets.iter().map(PacketBuf::slot).collect::<Vec<_>>();
+    let all: Vec<_> = (0..256).map(|_| giver.alloc().unwrap()).collect();
+    let mut given = slots(&all);
+    all.into_iter().for_each(|packet| giver.free(packet));
+    // The giver keeps two magazines' worth.
+    let taken: Vec<_> = (0..128).map(|_| taker.alloc().unwrap()).collect();
+    given.truncate(128);
+    let mut found = slots(&taken);
+    given.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, given);
+    taken.into_iter().for_each(|packet| taker.free(packet));
+}
+
+#[test]
 fn pool_closed_before_its_packets_keeps_their_memory() {
     let pool = pool(64);
     let mut cache = pool.cache();
