@@ -84,7 +84,6 @@ impl ToGuest {
     fn spread(&mut self, pool: &mut PoolCache, from: &mut Burst) -> usize {
         let Some(mut deal) = self.deal.take() else { return self.drop_all(pool, from) };
         let (n_lanes, n) = (self.lanes.n_active(), from.len());
-        from.iter().for_each(|packet| packet.prefetch());
         for packet in from.take_all() {
             let nth = flow::pick(flow::hash(packet.data()), n_lanes);
             let dealt = deal[nth].push(packet);
@@ -276,9 +275,7 @@ fn find_places<'b, L: Layout, F: Plain>(
                     let buffer = direct(&head, |gpa, len| nearby.slice(gpa, len));
                     let place = buffer.and_then(|buffer| Place::new(buffer, frame.lend(), told));
                     if let Some(place) = place {
-                        place.fetch();
-                        let pushed = end.push(place);
-                        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
+                        keep(place, &mut end);
                         continue;
                     }
                 }
@@ -292,10 +289,16 @@ fn find_places<'b, L: Layout, F: Plain>(
         // Of another region, or with work that the guest does.
         let buffer = direct(&head, |gpa, len| memory.slice(gpa, len));
         let Some(place) = buffer.and_then(|buffer| Place::new(buffer, frame.lend(), told)) else { return };
-        place.fetch();
-        let pushed = end.push(place);
-        debug_assert!(pushed.is_ok(), "at most a burst was asked for");
+        keep(place, &mut end);
     }
+}
+
+/// One more, of which what is read and written first is on its way.
+#[inline(always)]
+fn keep<'b>(place: Place<'b>, end: &mut End<'_, Place<'b>>) {
+    place.fetch();
+    let pushed = end.push(place);
+    debug_assert!(pushed.is_ok(), "at most a burst was asked for");
 }
 
 /// Longest buffer that a loop without calls takes: no frame in one packet buffer would need a longer one.

@@ -33,24 +33,25 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 
 use runner::{Plan, Result};
 
 /// Measures spp beside DPDK, in turns, on this machine.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = EXAMPLES)]
 struct Args {
-    /// Few short samples: shows whether all works, not who is faster.
+    /// Less telling cases are left out, and samples are few and short: shows whether all works, and roughly who is faster.
     #[arg(long)]
     quick: bool,
-    /// Only these rows (P1 to P9, bare, idle), again for each.
-    #[arg(long, value_name = "ROW")]
+    /// Only this row; again for each.
+    #[arg(long, value_name = "ROW", ignore_case = true, value_parser = rows::ROWS.map(|(row, _)| row))]
     row: Vec<String>,
-    /// Samples of each side.
-    #[arg(long, value_name = "N")]
+    /// Samples of each side [default: 9, or 3 with --quick]; up to twice as many where they can't be compared.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000))]
     samples: Option<usize>,
-    /// Length of one sample.
-    #[arg(long, value_name = "MS")]
+    /// Length of one sample [default: 500, or 30 with --quick].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     window_ms: Option<u64>,
     /// Two CPUs: that of the backend, and that of the frontend.
     #[arg(long, value_name = "CPU,CPU", default_value = "1,0", value_parser = parse_cpus)]
@@ -58,7 +59,7 @@ struct Args {
     /// Samples in which a polling thread got less than this share of its CPU count only if there are no others.
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     share_min: f64,
-    /// Prints all samples as JSON.
+    /// Prints all samples as JSON at the end, and on standard error what is done.
     #[arg(long)]
     json: bool,
     /// Draws the ratios.
@@ -68,6 +69,12 @@ struct Args {
     #[arg(long = "bench", hide = true)]
     _from_cargo: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo bench --bench node -- --quick                      all rows in less than a minute
+  cargo bench --bench node -- --row P1 --row P6            two of them, in full
+  cargo bench --bench node -- --json --plot ratios.svg     all samples for a program, and a picture";
 
 fn parse_cpus(text: &str) -> std::result::Result<(usize, usize), String> {
     let pair = text.split_once(',').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
@@ -90,8 +97,8 @@ pub fn main(spp: Option<&'static str>) -> ExitCode {
 fn run(args: &Args, spp: Option<&'static str>) -> Result<()> {
     let (backend_cpu, frontend_cpu) = args.cpus;
     let plan = Plan {
-        n_samples: args.samples.unwrap_or(if args.quick { 1 } else { 9 }),
-        window: Duration::from_millis(args.window_ms.unwrap_or(if args.quick { 150 } else { 500 })),
+        n_samples: args.samples.unwrap_or(if args.quick { 3 } else { 9 }),
+        window: Duration::from_millis(args.window_ms.unwrap_or(if args.quick { 30 } else { 500 })),
         quick: args.quick,
         backend_cpu,
         frontend_cpu,
@@ -110,7 +117,9 @@ fn run(args: &Args, spp: Option<&'static str>) -> Result<()> {
             continue;
         }
         measure(&plan, &mut |case| {
-            if !args.json {
+            if args.json {
+                eprintln!("{} {}", case.row, case.name);
+            } else {
                 report::print_case(&case, plan.share_min);
             }
             cases.push(case);

@@ -128,6 +128,10 @@ pub fn print_case(case: &Case, share_min: f64) {
     );
     if let Some(remark) = &case.remark {
         println!("    {remark}");
+    } else if result.ratio.is_none() {
+        println!(
+            "    no ratio: no two samples were taken in one state of the machine; more --samples may find some"
+        );
     }
 }
 

@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, String>;
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Samples of each side.
+    /// Samples of each side; up to twice as many where fewer than half of them can be compared.
     pub n_samples: usize,
     /// Length of each.
     pub window: Duration,
@@ -219,9 +219,11 @@ impl Case {
             side.map_err(|why| remarks.push(format!("{who}: {why}"))).ok()
         };
         let mut sides = [usable(ours, "ours"), usable(baseline, "no baseline")];
-        let (first, second) = (&mut self.ours, &mut self.baseline);
-        for _ in 0..plan.n_samples {
-            for (side, samples) in sides.iter_mut().zip([&mut *first, &mut *second]) {
+        for n_taken in 0..2 * plan.n_samples {
+            if n_taken >= plan.n_samples && self.is_enough(plan) {
+                break;
+            }
+            for (side, samples) in sides.iter_mut().zip([&mut self.ours, &mut self.baseline]) {
                 let Some(running) = side else { continue };
                 match plan.sample(running.as_mut()) {
                     Ok(sample) => samples.push(sample),
@@ -234,6 +236,16 @@ impl Case {
         }
         self.remark = (!remarks.is_empty()).then(|| remarks.join("; "));
         self
+    }
+
+    /// Whether half the samples wanted of each side that there is can be compared.
+    fn is_enough(&self, plan: &Plan) -> bool {
+        let result = self.compare(plan.share_min);
+        let n_wanted = plan.n_samples.div_ceil(2);
+        let suffices = |n_used: usize, all: &[Sample]| all.is_empty() || n_used >= n_wanted;
+        !result.disturbed
+            && suffices(result.n_used.0, &self.ours)
+            && suffices(result.n_used.1, &self.baseline)
     }
 
     /// Compares samples of the state that has most of them on both sides, and of those the undisturbed.

@@ -1,9 +1,10 @@
 //! The two halves of a vhost port, against the built-in guest on a real socket; and those of two ports, from guest to guest.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use spp_drivers::Burst;
-use spp_drivers::dma::{Pool, PoolCache};
+use spp_drivers::dma::{PacketBuf, Pool, PoolCache};
 use spp_drivers::port::{RxQueue, TxQueue};
 use spp_vhost::guest::{Guest, GuestConfig};
 use spp_vhost::{FromGuest, PortConfig, PortState, Role, ToGuest, VhostPort};
@@ -13,6 +14,9 @@ use crate::ring::{packet, pool};
 use crate::stage::{Row, Stage, frame};
 
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// So many frames on their way that none is in the first cache when its turn comes.
+const COLD: usize = 1024;
 
 /// What the guest negotiates.
 pub type Choose = fn(&mut GuestConfig);
@@ -40,6 +44,8 @@ pub fn rows() -> Vec<Row> {
         to("to_guest, split, in order, 64 B", 64, IN_ORDER),
         to("to_guest, split, 1500 B", 1500, SPLIT),
         to("to_guest, packed, 64 B", 64, PACKED),
+        Row::new("to_guest, 4 queues, split, 64 B", |burst| Spread::new(burst)),
+        Row::new("to_guest, 4 queues, split, 64 B, cold", |_| Spread::new(COLD)).timed_only(),
         from("from_guest, split, 64 B", 64, SPLIT),
         from("from_guest, split, in order, 64 B", 64, IN_ORDER),
         from("from_guest, split, 1500 B", 1500, SPLIT),
@@ -155,6 +161,62 @@ impl Stage for Once {
 
     fn drain(&mut self) -> usize {
         self.to.drain()
+    }
+}
+
+/// To a guest with four queues, in 64 flows.
+struct Spread {
+    to: Vhost,
+    /// Frames that were written some time ago.
+    store: VecDeque<PacketBuf>,
+    n_made: usize,
+    received: Vec<u8>,
+}
+
+impl Spread {
+    fn new(in_flight: usize) -> Spread {
+        let choose: Choose = |guest| (guest.mrg_rxbuf, guest.event_idx, guest.n_pairs) = (false, false, 4);
+        let to = Vhost::new(Way::To, 64, choose);
+        let mut spread = Spread { to, store: VecDeque::new(), n_made: 0, received: Vec::new() };
+        (0..in_flight).for_each(|_| spread.make());
+        spread
+    }
+
+    /// Another frame, from another port.
+    fn make(&mut self) {
+        let bytes = udp(&self.to.frame, 1024 + (self.n_made % 64) as u16);
+        self.store.push_back(packet(&mut self.to.cache, &bytes));
+        self.n_made += 1;
+    }
+}
+
+/// A frame made one of UDP over IPv4, from `port`.
+fn udp(frame: &[u8], port: u16) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    // Version and header length, protocol, addresses, source port.
+    (bytes[14], bytes[23]) = (0x45, 17);
+    bytes[20..22].fill(0);
+    bytes[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    bytes[34..36].copy_from_slice(&port.to_be_bytes());
+    bytes
+}
+
+impl Stage for Spread {
+    fn feed(&mut self, burst: usize) {
+        for packet in self.store.drain(..burst) {
+            let pushed = self.to.burst.push(packet);
+            assert!(pushed.is_ok(), "at most 32 are asked for");
+        }
+        (0..burst).for_each(|_| self.make());
+    }
+
+    fn work(&mut self) {
+        self.to.work();
+    }
+
+    fn drain(&mut self) -> usize {
+        let (guest, received) = (&mut self.to.end.guest, &mut self.received);
+        std::iter::from_fn(|| guest.receive(received).then_some(())).count()
     }
 }
 

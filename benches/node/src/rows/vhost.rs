@@ -14,7 +14,7 @@ use crate::testpmd::{Testpmd, eal};
 /// Bursts of 32 that go round in a closed loop: fewer than the 256 entries of a ring hold.
 const LOOP_BURSTS: u32 = 6;
 /// From the word to forward until traffic is as it will be.
-pub(super) const WARM_UP: Duration = Duration::from_millis(100);
+pub(super) const WARM_UP: Duration = Duration::from_millis(40);
 
 /// How the frontend makes traffic.
 #[derive(Clone, Copy, PartialEq)]
