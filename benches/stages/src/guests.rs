@@ -44,8 +44,9 @@ pub fn rows() -> Vec<Row> {
         to("to_guest, split, in order, 64 B", 64, IN_ORDER),
         to("to_guest, split, 1500 B", 1500, SPLIT),
         to("to_guest, packed, 64 B", 64, PACKED),
-        Row::new("to_guest, 4 queues, split, 64 B", |burst| Spread::new(burst)),
-        Row::new("to_guest, 4 queues, split, 64 B, cold", |_| Spread::new(COLD)).timed_only(),
+        Row::new("to_guest, 4 queues, split, 64 B", |burst| Spread::new(burst, 64)),
+        Row::new("to_guest, 4 queues, split, one flow, 64 B", |burst| Spread::new(burst, 1)),
+        Row::new("to_guest, 4 queues, split, 64 B, cold", |_| Spread::new(COLD, 64)).timed_only(),
         from("from_guest, split, 64 B", 64, SPLIT),
         from("from_guest, split, in order, 64 B", 64, IN_ORDER),
         from("from_guest, split, 1500 B", 1500, SPLIT),
@@ -164,9 +165,10 @@ impl Stage for Once {
     }
 }
 
-/// To a guest with four queues, in 64 flows.
+/// To a guest with four queues.
 struct Spread {
     to: Vhost,
+    n_flows: usize,
     /// Frames that were written some time ago.
     store: VecDeque<PacketBuf>,
     n_made: usize,
@@ -174,17 +176,17 @@ struct Spread {
 }
 
 impl Spread {
-    fn new(in_flight: usize) -> Spread {
+    fn new(in_flight: usize, n_flows: usize) -> Spread {
         let choose: Choose = |guest| (guest.mrg_rxbuf, guest.event_idx, guest.n_pairs) = (false, false, 4);
         let to = Vhost::new(Way::To, 64, choose);
-        let mut spread = Spread { to, store: VecDeque::new(), n_made: 0, received: Vec::new() };
+        let mut spread = Spread { to, n_flows, store: VecDeque::new(), n_made: 0, received: Vec::new() };
         (0..in_flight).for_each(|_| spread.make());
         spread
     }
 
     /// Another frame, from another port.
     fn make(&mut self) {
-        let bytes = udp(&self.to.frame, 1024 + (self.n_made % 64) as u16);
+        let bytes = udp(&self.to.frame, 1024 + (self.n_made % self.n_flows) as u16);
         self.store.push_back(packet(&mut self.to.cache, &bytes));
         self.n_made += 1;
     }
