@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 
 use crossbeam_utils::CachePadded;
 
+use crate::prefetch::prefetch;
 use crate::sync::{Arc, AtomicUsize, Ordering, UnsafeCell, fence};
 
 struct Shared<T> {
@@ -80,6 +81,16 @@ pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     head: usize,
     cached_tail: usize,
+}
+
+/// Bursts of so many look ahead to the next one: 352 million packets a second and not 295 at 32 (`spp-bench --row P6`, with and without
+/// in turns). Shorter ones lose by it: 433 million elements of 8 bytes and not 485 at 8.
+const MANY: usize = 16;
+
+/// Slots that begin in one cache line.
+const fn slots_per_line<T>() -> usize {
+    let bytes = size_of::<T>();
+    if bytes == 0 || bytes >= 64 { 1 } else { 64 / bytes }
 }
 
 /// A ring of `capacity` slots, a power of two; all of them are usable.
@@ -176,6 +187,9 @@ impl<T> Consumer<T> {
     #[inline(always)]
     pub fn pop_burst(&mut self, n: usize, mut sink: impl FnMut(T)) -> usize {
         let n = n.min(self.available(n));
+        if n >= MANY {
+            self.look_ahead(n);
+        }
         let (head, mut left) = (self.head, n);
         // Moving on first: should the sink panic, the rest is lost, and nothing is read twice.
         self.head = head.wrapping_add(n);
@@ -191,6 +205,16 @@ impl<T> Consumer<T> {
             self.shared.head.store(self.head, Ordering::Release);
         }
         n
+    }
+
+    /// Has the slots of the next burst after this one of `n` fetched, as far as they are known to be filled: those that the
+    /// producer is still writing would go to and fro.
+    #[inline(always)]
+    fn look_ahead(&self, n: usize) {
+        let known = self.cached_tail.wrapping_sub(self.head).min(2 * n);
+        for i in (n..known).step_by(const { slots_per_line::<T>() }) {
+            prefetch(&self.shared.slots[self.head.wrapping_add(i) & self.shared.mask]);
+        }
     }
 
     /// Reads one value.

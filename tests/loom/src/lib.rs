@@ -14,6 +14,8 @@ pub mod depot;
 pub mod handles;
 #[path = "../../../vhost/src/handover.rs"]
 pub mod handover;
+#[path = "../../../drivers/src/prefetch.rs"]
+pub mod prefetch;
 #[path = "../../../drivers/src/spsc.rs"]
 pub mod spsc;
 pub mod sync;
