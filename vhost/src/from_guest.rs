@@ -258,10 +258,9 @@ impl Walk<'_> {
     /// Takes up to a burst of chains. Heads, descriptors and payload are fetched in loops of their own,
     /// so that cache misses overlap.
     fn burst<L: Layout>(&mut self, ring: &mut Queue<L>) -> Result<Taken, RingFault> {
-        ring.look()?;
-        let Queue { layout, place, features, .. } = ring;
         let mut entries = Entries::<L>::new();
-        layout.entries(place, self.out.room(), &mut entries)?;
+        ring.poll(self.out.room(), &mut entries)?;
+        let Queue { layout, features, .. } = ring;
         if entries.is_empty() {
             return Ok(Taken::default());
         }

@@ -20,10 +20,9 @@ use crate::vring::walk::{Entries, Layout, Queue};
 /// `to` took none, or the first is no plain frame.
 #[inline(always)]
 pub(crate) fn lend<L: Layout>(ring: &mut Queue<L>, to: &mut dyn TxQueue) -> Result<Option<Taken>, RingFault> {
-    ring.look()?;
-    let Queue { layout, place, features, .. } = ring;
     let mut entries = Entries::<L>::new();
-    layout.entries(place, BURST, &mut entries)?;
+    ring.poll(BURST, &mut entries)?;
+    let Queue { layout, features, .. } = ring;
     if entries.is_empty() {
         return Ok(Some(Taken::default()));
     }

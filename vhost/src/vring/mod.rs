@@ -4,6 +4,7 @@ mod call;
 pub mod chain;
 mod fill;
 pub mod layout;
+mod pace;
 mod packed;
 mod packed_layout;
 mod place;

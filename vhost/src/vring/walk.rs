@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use arrayvec::ArrayVec;
-use spp_drivers::BURST;
+use spp_drivers::{BURST, tsc};
 
 use super::chain::{Chain, ChainError, Direction};
 use super::layout::{Descriptor, RingAddr, SplitMemory};
+use super::pace::Pace;
 use super::packed_layout::PackedMemory;
 use super::{CallFd, RingFault, RingFeatures};
 use crate::dirty::RingLog;
@@ -165,13 +166,15 @@ pub(crate) struct Queue<L> {
     pub call: Option<Arc<CallFd>>,
     /// While the guest migrates: where every write is noted.
     pub log: Option<RingLog>,
+    /// Of a ring that frames are taken from.
+    pace: Pace,
 }
 
 impl<L: Layout> Queue<L> {
     fn new(layout: L, features: RingFeatures, call: Option<Arc<CallFd>>, base: u32) -> Self {
         let place = layout.place(base);
         Layout::suppress_kicks(&layout, &place);
-        Queue { layout, place, features, call, log: None }
+        Queue { layout, place, features, call, log: None, pace: Pace::default() }
     }
 
     /// Reads how far the driver is. Looks also whether the guest's memory is still all there.
@@ -181,6 +184,22 @@ impl<L: Layout> Queue<L> {
             return Err(RingFault::MemoryGone);
         }
         self.layout.look(&mut self.place)
+    }
+
+    /// As [`look`](Self::look), and puts up to `max` (at most a burst of) chains from the front into `entries`, which is empty:
+    /// none while the ring is [left alone](Pace). Where what the guest sends is taken.
+    #[inline(always)]
+    pub fn poll(&mut self, max: usize, entries: &mut Entries<L>) -> Result<(), RingFault> {
+        if !self.pace.may_look(tsc::now) {
+            return Ok(());
+        }
+        self.look()?;
+        self.layout.entries(&self.place, max, entries)?;
+        match entries.len() {
+            0 if max > 0 => self.pace.found_none(tsc::now),
+            n => self.pace.found(n),
+        }
+        Ok(())
     }
 
     /// Publishes everything used since the last call, and calls the guest if it asked for it. True when it was called.
