@@ -88,7 +88,7 @@ impl ToGuest {
             *lane = flow::pick(flow::hash(packet.data()), n_lanes);
         }
         match *lanes {
-            // Of one flow: 207 instructions a packet, 735 for one alone, that were 228 and 957; those of mixed bursts take 295, not
+            // Of one flow: 207 instructions a packet, 735 for one alone, that were 228 and 957; mixed bursts take 295, and took
             // 282 (`spp-stages --count "4 queues"`).
             [first, ref others @ ..] if others.iter().all(|other| *other == first) => {
                 self.send_on(first, pool, from)

@@ -57,6 +57,10 @@ pub fn rows() -> Vec<Row> {
         row("classifier, 2 entries", Traffic { n_macs: 2, ..ONE }, || classify(table(2, 2, 0), 2)),
         row("classifier, 8 outputs", eight, || classify(table(8, 8, 0), 8)),
         row("classifier, 1000 entries, 100 VLANs", cloud, || classify(table(1000, 8, 100), 8)),
+        row("classifier, 2 entries, cold", Traffic { n_macs: 2, in_flight: COLD, ..ONE }, || {
+            classify(table(2, 2, 0), 2)
+        })
+        .timed_only(),
         row("classifier, 8 outputs, cold", Traffic { in_flight: COLD, ..eight }, || {
             classify(table(8, 8, 0), 8)
         })

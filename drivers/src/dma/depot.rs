@@ -80,7 +80,7 @@ pub struct Depot<T> {
 unsafe impl<T: Send> Sync for Depot<T> {}
 
 impl<T> Depot<T> {
-    /// With these on the stack of full ones, the first on top. Panics if there are more than 2^32 - 1.
+    /// With these on the stack of full ones, the first on top. There are fewer than 2^32 - 1: so many numbers have cells.
     pub fn new(full: impl IntoIterator<Item = Box<T>>) -> Depot<T> {
         let cell = |(below, content)| Cell { next: AtomicU32::new(below), content: UnsafeCell::new(content) };
         let mut cells: Box<[_]> = (1..NONE).zip(full).map(cell).collect();

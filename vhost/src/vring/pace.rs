@@ -17,9 +17,10 @@ const TICKS_PER_FRAME: u32 = 64;
 /// When a ring is looked at next.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// Not before this time; 0 is at once.
-    not_before: u64,
-    /// For how long it is left alone when it is found empty, in ticks.
+    /// Left alone since this time, for so many ticks; 0: it is not.
+    since: u64,
+    alone: u32,
+    /// For how long it is left alone when it is found empty.
     rest: u32,
 }
 
@@ -27,12 +28,13 @@ impl Pace {
     /// Whether to look now. Asks for the time only while the ring is left alone.
     #[inline(always)]
     pub fn may_look(&mut self, now: impl FnOnce() -> u64) -> bool {
-        if self.not_before == 0 {
+        if self.alone == 0 {
             return true;
         }
-        let is_over = now() >= self.not_before;
+        // A clock that was set back has passed any time.
+        let is_over = now().wrapping_sub(self.since) >= self.alone.into();
         if is_over {
-            self.not_before = 0;
+            self.alone = 0;
         }
         is_over
     }
@@ -47,7 +49,7 @@ impl Pace {
     #[inline(always)]
     pub fn found_none(&mut self, now: impl FnOnce() -> u64) {
         if self.rest > 0 {
-            self.not_before = now().saturating_add(self.rest.into());
+            (self.since, self.alone) = (now(), self.rest);
             self.rest /= 2;
         }
     }
@@ -94,13 +96,20 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_come_meanwhile_are_found_when_the_time_is_over_and_clocks_may_end() {
+    fn frames_that_come_meanwhile_are_found_when_the_time_is_over() {
         let mut pace = Pace::default();
         pace.found(32);
         pace.found_none(|| 5);
         assert!(!pace.may_look(|| 5 + 2047) && pace.may_look(|| 5 + 2048));
-        pace.found(2);
-        pace.found_none(|| u64::MAX - 10);
-        assert!(!pace.may_look(|| u64::MAX - 1) && pace.may_look(|| u64::MAX));
+    }
+
+    #[test]
+    fn clock_that_wraps_changes_nothing_and_one_that_is_set_back_ends_the_wait() {
+        for (later, may) in [(u64::MAX, false), (52, false), (53, true), (u64::MAX - 11, true)] {
+            let mut pace = Pace::default();
+            pace.found(1);
+            pace.found_none(|| u64::MAX - 10);
+            assert_eq!(pace.may_look(|| later), may, "{later}");
+        }
     }
 }
