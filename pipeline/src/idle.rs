@@ -20,7 +20,8 @@ const FOLDED_SLEEP_MAX: Duration = Duration::from_millis(1);
 /// How an idle core gives way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IdlePolicy {
-    /// Not at all: the next frame is seen at once.
+    /// Not at all: it looks for the next frame all the time, at a guest's ring that it has just emptied a microsecond later at
+    /// the latest (`spp-vhost`, `vring/pace.rs`).
     #[default]
     Spin,
     /// PAUSE instructions, ever more up to 16: leaves a core's other thread more of the core, and draws less power.
