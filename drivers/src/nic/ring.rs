@@ -101,10 +101,10 @@ impl DescRing {
     /// The descriptors from `first` to the end of the ring, for a loop over a run.
     #[inline(always)]
     pub fn run(&self, first: u16) -> &[Desc] {
+        let (base, n) = (self.base.cast::<Desc>().as_ptr(), self.size().into());
         // SAFETY: new() allocated size descriptors, which is mask + 1; the device's accesses of aligned words are atomic, and
         // so are ours: through these cells.
-        let all =
-            unsafe { std::slice::from_raw_parts(self.base.cast::<Desc>().as_ptr(), self.size().into()) };
+        let all = unsafe { std::slice::from_raw_parts(base, n) };
         all.get(usize::from(first & self.mask)..).unwrap_or_default()
     }
 

@@ -35,3 +35,10 @@ pub mod dirty {
 pub fn ring_near_wrap<T: Send>(capacity: usize) -> (spsc::Producer<T>, spsc::Consumer<T>) {
     spsc::ring_from(capacity, usize::MAX)
 }
+
+/// Runs `model` in all interleavings with up to three preemptions: where such bugs show, if there are any.
+pub fn explore(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}

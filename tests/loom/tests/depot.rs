@@ -1,16 +1,9 @@
 //! The depot of free buffers in every interleaving: a box is one core's at a time, and none is lost.
 
-use loom::model::Builder;
 use loom::thread;
 use spp_loom::depot::Depot;
+use spp_loom::explore;
 use spp_loom::sync::Arc;
-
-/// Runs `model` in all interleavings with up to three preemptions.
-fn explore(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
 
 fn depot(n: u32) -> Arc<Depot<u32>> {
     Arc::new(Depot::new((1..=n).map(Box::new)))
@@ -29,6 +22,14 @@ fn left(depot: &Depot<u32>) -> Vec<u32> {
     }
 }
 
+/// What cores hold and what is left are boxes 1 to 3, each once.
+fn assert_each_once(depot: &Depot<u32>, held: impl IntoIterator<Item = u32>) {
+    let mut all = left(depot);
+    all.extend(held);
+    all.sort_unstable();
+    assert_eq!(all, [1, 2, 3]);
+}
+
 #[test]
 fn two_cores_that_take_at_once_get_different_boxes() {
     explore(|| {
@@ -43,10 +44,7 @@ fn two_cores_that_take_at_once_get_different_boxes() {
             move || take(&depot)
         });
         let mine = take(&depot);
-        let mut all = vec![mine, other.join().unwrap()];
-        all.extend(left(&depot));
-        all.sort_unstable();
-        assert_eq!(all, [1, 2, 3]);
+        assert_each_once(&depot, [mine, other.join().unwrap()]);
     });
 }
 
@@ -67,11 +65,8 @@ fn cell_that_is_on_top_again_is_not_mistaken_for_the_same_stack() {
         });
         let mut mine = Box::new(0);
         let took = depot.take_full(&mut mine);
-        let mut all = vec![other.join().unwrap()];
-        all.extend(took.then_some(*mine));
-        all.extend(left(&depot));
-        all.sort_unstable();
-        assert_eq!(all, [1, 2, 3]);
+        let others = other.join().unwrap();
+        assert_each_once(&depot, took.then_some(*mine).into_iter().chain([others]));
     });
 }
 
@@ -79,21 +74,18 @@ fn cell_that_is_on_top_again_is_not_mistaken_for_the_same_stack() {
 fn what_one_core_gives_back_another_finds_as_it_was_written() {
     explore(|| {
         let depot = depot(1);
+        let add_one = |depot: &Depot<u32>| {
+            let mut mine = Box::new(0);
+            if depot.take_full(&mut mine) {
+                *mine += 1;
+                assert!(depot.give_full(&mut mine), "one was taken");
+            }
+        };
         let other = thread::spawn({
             let depot = depot.clone();
-            move || {
-                let mut mine = Box::new(0);
-                if depot.take_full(&mut mine) {
-                    *mine += 1;
-                    assert!(depot.give_full(&mut mine), "one was taken");
-                }
-            }
+            move || add_one(&depot)
         });
-        let mut mine = Box::new(0);
-        if depot.take_full(&mut mine) {
-            *mine += 1;
-            assert!(depot.give_full(&mut mine), "one was taken");
-        }
+        add_one(&depot);
         other.join().unwrap();
         let left = left(&depot);
         assert!(left == [2] || left == [3], "{left:?}");

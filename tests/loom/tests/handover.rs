@@ -1,19 +1,12 @@
 //! The hand-over of a ring and its memory between a control thread and a polling half, in every
 //! interleaving: no core ever touches memory that has been unmapped, and a late answer loses nothing.
 
-use loom::model::Builder;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
+use spp_loom::explore;
 use spp_loom::handover::{Command, Handover, Mailbox, NoAnswer, Reply, handover};
 use spp_loom::sync::{Arc, PATIENCE};
 use spp_loom::vring::{Map, Ring, RingFault, RingMemory};
-
-/// Runs `model` in all interleavings with up to three preemptions: where such bugs show, if there are any.
-fn explore(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
 
 /// The bell, and what was heard of it.
 type Bell = (Arc<AtomicUsize>, usize);
