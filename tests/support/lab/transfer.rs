@@ -72,17 +72,19 @@ fn bulk(from: &mut Machine, to: &mut Machine, n_flows: usize, receive: &str, sen
     }
 }
 
-/// Datagrams to a closed port: only one whose checksum is right is answered.
+/// Datagrams to a closed port: only one whose checksum is right is counted. One that is lost is sent again.
 pub fn probe(from: &mut Machine, to: &mut Machine, address: &str) {
-    let no_ports = |to: &mut Machine| counter(&to.sh("cat /proc/net/snmp"), "Udp", "NoPorts");
-    let before = no_ports(to);
     for len in [46, 47, 1400] {
-        from.sh(&format!("traceroute -n -m 1 -q 1 -w 5 {address} {len}"));
+        let before = no_ports(to);
+        wait_for(&format!("a datagram of {len} bytes"), PATIENCE, || {
+            from.sh(&format!("traceroute -n -m 1 -q 1 -w 5 {address} {len}"));
+            if no_ports(to) > before { Ok(()) } else { Err("none came".into()) }
+        });
     }
-    wait_for("three datagrams", PATIENCE, || match no_ports(to) - before {
-        3.. => Ok(()),
-        n => Err(format!("{n} came")),
-    });
+}
+
+fn no_ports(guest: &mut Machine) -> u64 {
+    counter(&guest.sh("cat /proc/net/snmp"), "Udp", "NoPorts")
 }
 
 /// A counter of `/proc/net/snmp`: a line of names, then one of numbers.
