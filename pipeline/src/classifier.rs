@@ -14,10 +14,7 @@ use spp_drivers::{BURST, Burst};
 use crate::edge::{Books, Slots, TxHalf, flush_all_of, push, receive, refuse};
 use crate::frame::{self, Header, TAGGED_BYTES};
 use crate::plan::{Origin, RxEdge, TxEdge};
-use crate::table::{Place, Route, Table};
-
-/// Not one output: several, or none. Outputs are fewer.
-const ELSEWHERE: u16 = u16::MAX;
+use crate::table::{ELSEWHERE, Place, Route, Table};
 
 /// One turn.
 pub(crate) fn turn(rx: &[RxEdge], tx: &[TxEdge], table: &Table, slots: &mut Slots, books: &mut Books) {
@@ -259,7 +256,8 @@ fn look_up_near(table: &Table, headers: &Headers, outputs: &mut Outputs) -> Bits
     bits
 }
 
-/// The same with a table that is far from the core: what all frames need of it is on its way before the first look-up.
+/// The same with a table that is far from the core: what all frames need of it is on its way before the first look-up. Those
+/// without an entry are left for later, so that nothing is guessed here.
 #[inline(never)]
 fn look_up_far(table: &Table, headers: &Headers, outputs: &mut Outputs) -> Bits {
     let (mut bits, mut places) = (Bits::NONE, [Place::default(); BURST]);
@@ -267,17 +265,25 @@ fn look_up_far(table: &Table, headers: &Headers, outputs: &mut Outputs) -> Bits 
         let Header { vid, dst } = frame::parse_whole(header);
         *place = table.fetch(vid, dst);
     }
-    for ((output, place), header) in outputs.iter_mut().zip(places).zip(headers) {
-        *output = table.route_fetched(place).unwrap_or_else(|| look_up_again(table, header));
+    for (output, place) in outputs.iter_mut().zip(&places[..headers.len()]) {
+        *output = table.route_fetched(*place);
+        bits = bits.and(*output);
+    }
+    // All bits are set: in one of them, most likely.
+    if bits.any == ELSEWHERE { look_up_again(table, headers, outputs) } else { bits }
+}
+
+/// Those frames that have no entry of their own, most likely.
+#[inline(never)]
+fn look_up_again(table: &Table, headers: &Headers, outputs: &mut Outputs) -> Bits {
+    let mut bits = Bits::NONE;
+    for (output, header) in outputs.iter_mut().zip(headers) {
+        if *output == ELSEWHERE {
+            *output = output_of(table, frame::parse_whole(header));
+        }
         bits = bits.and(*output);
     }
     bits
-}
-
-/// One frame that has no entry of its own, most likely.
-#[inline(never)]
-fn look_up_again(table: &Table, header: &[u8; TAGGED_BYTES]) -> u16 {
-    output_of(table, frame::parse_whole(header))
 }
 
 #[inline(always)]

@@ -56,6 +56,9 @@ pub enum TableError {
 /// "No output" among output numbers.
 const NONE: u16 = u16::MAX;
 
+/// Among output numbers: not one output, but several or none, or not known yet.
+pub const ELSEWHERE: u16 = NONE;
+
 /// Key of a free slot: no VLAN id is 0xffff.
 const FREE: u64 = u64::MAX;
 
@@ -142,10 +145,11 @@ impl Table {
     #[inline(never)]
     fn route_others(&self, key: u64) -> Route<'_> {
         let (vid, dst) = (key as u16, key >> VID_BITS);
-        if self.is_far()
-            && let Some(tx) = self.route_fetched(self.fetch(vid, dst))
-        {
-            return Route::One(tx);
+        if self.is_far() {
+            let tx = self.route_fetched(self.fetch(vid, dst));
+            if tx != NONE {
+                return Route::One(tx);
+            }
         }
         let Some(vlan) = self.vlans.get(usize::from(vid)) else {
             return Route::Drop(DropReason::ReservedVlan);
@@ -179,11 +183,10 @@ impl Table {
         self.far.fetch(key(vid, dst))
     }
 
-    /// The one output of an address that has an entry. `None` may be anything but that: [`route`](Self::route) knows.
+    /// The one output of an address that has an entry. [`ELSEWHERE`] may be anything but that: [`route`](Self::route) knows.
     #[inline(always)]
-    pub fn route_fetched(&self, place: Place) -> Option<u16> {
-        let tx = self.far.get(place);
-        (tx != NONE).then_some(tx)
+    pub fn route_fetched(&self, place: Place) -> u16 {
+        self.far.get(place)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The exact addresses of a large table, where each look-up reads one slot of 8 bytes and never a second one.
 //!
 //! Entries are few beside the look-ups and do not change, so that they are laid out without collisions ("perfect hashing"
-//! with pilots, as CHD and PTHash do it). The high half of a key's hash names a group of some four entries. A byte per group, its
+//! with pilots, as CHD and PTHash do it). The upper bits of a key's hash name a group of some four entries. A byte per group, its
 //! pilot, was chosen when the table was built such that each entry of the group has a slot of its own, at low bits XOR pilot. The
 //! hash loses nothing of the key, so that a slot holds only the bits that its number does not tell, beside the output.
 //! Nothing is left that a processor would have to guess, and what a whole burst needs is on its way before the
@@ -15,6 +15,9 @@ use super::NONE;
 
 /// Bits of an output in a slot. A slot's number has at least as many, so that it and the slot's other bits are a whole hash.
 const OUTPUT_BITS: u32 = u16::BITS;
+
+/// From this bit of a hash on, its bits choose the group. All bits of the key have reached them.
+const GROUP_SHIFT: u32 = 40;
 
 /// What a free slot holds. Some key may match it, and gets no output.
 const FREE: u64 = NONE as u64;
@@ -40,13 +43,13 @@ struct Hashed {
     tx: u16,
 }
 
-/// A permutation of the keys, the VLAN uppermost: in operators' tables its bits and those of the lower half of addresses are the
-/// ones that differ, and are not to meet before the multiplication. Each bit of the key reaches the low bits, which choose
-/// the slot, and the upper half, which chooses the group.
+/// A permutation of the keys. Each bit of the key reaches the low bits, which choose the slot, and those that choose the group. Bits
+/// that follow each other in operators' tables (addresses counted up, or made of their VLAN's number) are not to meet before
+/// the multiplication: this shift and its neighbours leave nearly no entry of such tables without a slot, many others do.
 #[inline(always)]
 const fn mix(key: u64) -> u64 {
-    let key = key.rotate_right(super::VID_BITS);
-    let product = (key ^ key >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let key = key.rotate_right(8);
+    let product = (key ^ key >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     product ^ product >> 32
 }
 
@@ -98,7 +101,7 @@ impl Far {
 
     #[inline(always)]
     fn group(&self, hash: u64) -> usize {
-        (hash >> 32) as usize & (self.pilots.len() - 1)
+        (hash >> GROUP_SHIFT) as usize & (self.pilots.len() - 1)
     }
 
     #[inline(always)]

@@ -137,7 +137,7 @@ fn hundred_thousand_entries_over_any_number_of_vlans_are_all_found_and_no_others
             let output = (i % 1_000) as u16;
             assert_eq!(route(&t, vid(i), mac(i)), Route::One(output), "entry {i}");
             let fetched = t.route_fetched(t.fetch(vid(i), mac(i).to_u64()));
-            assert!(fetched.is_none_or(|tx| tx == output), "entry {i} is not for {fetched:?}");
+            assert!(fetched == output || fetched == NONE, "entry {i} is not for {fetched}");
             assert_eq!(route(&t, vid(i) + 1, mac(i)), general, "entry {i} is for its VLAN alone");
             assert_eq!(route(&t, vid(i), mac(i + n)), general, "address {i} has no entry");
         }
@@ -145,6 +145,34 @@ fn hundred_thousand_entries_over_any_number_of_vlans_are_all_found_and_no_others
         assert!(n_left < 100, "{n_left} of {n} entries found no slot");
         let longest = longest_run(&t);
         assert!(longest < 64, "{longest} slots in a row are taken");
+    }
+}
+
+#[test]
+fn entries_find_slots_whatever_their_addresses_have_to_do_with_their_vlans() {
+    // VLAN and address, this as a number that reads like the address.
+    type Numbering = fn(u64) -> (u64, u64);
+    let numberings: [(&str, Numbering); 7] = [
+        ("the same addresses on each VLAN", |i| (1 + i % 4000, 0xfa16_3e00_0000 + i / 4000)),
+        ("a VLAN after the other", |i| (1 + i / 25, 0xfa16_3e00_0000 + i % 25)),
+        ("made of the VLAN's number", |i| (1 + i % 4000, 0xfa16_3e00_0000 + ((i % 4000) << 8) + i / 4000)),
+        ("steps of 256", |i| (100, 0x0200_0000_0000 + (i << 8))),
+        ("counted in the upper half", |i| (100, (i << 25) | 0x12_3456)),
+        ("three parts alike", |i| (1 + i % 10, (i * 0x1_0001_0001) & ((1 << 48) - 1))),
+        ("random", |i| (1 + i % 4000, i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16)),
+    ];
+    for (name, numbering) in numberings {
+        for n in [9_000, 52_000, 100_000] {
+            let entry = |i| {
+                let (vid, number) = numbering(i);
+                let bytes: [u8; 8] = number.to_be_bytes();
+                let mac = MacAddr(*bytes.last_chunk().expect("8 are more than 6"));
+                (key(vid as u16, mac.to_u64()), 5)
+            };
+            let entries: BTreeMap<u64, u16> = (0..n).map(entry).collect();
+            let (n, (_, left)) = (entries.len(), Far::build(entries.into_iter()));
+            assert!(left.len() * 500 < n, "{name}: {} of {n} found no slot", left.len());
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use spp_drivers::{BURST, MacAddr, tsc};
-use spp_pipeline::table::{Dst, Place, Route, Table, TableBuilder};
+use spp_pipeline::table::{Dst, ELSEWHERE, Place, Route, Table, TableBuilder};
 
 use crate::cpu::{self, Watched};
 use crate::dpdk;
@@ -53,9 +53,6 @@ impl Key {
     }
 }
 
-/// No one output, as a classifier notes it.
-const ELSEWHERE: u16 = u16::MAX;
-
 /// As a classifier does: all look-ups of a burst first, then their results.
 #[inline(always)]
 fn look_up(table: &Table, keys: &[Key]) -> [u16; BURST] {
@@ -65,8 +62,13 @@ fn look_up(table: &Table, keys: &[Key]) -> [u16; BURST] {
         for (place, key) in places.iter_mut().zip(keys) {
             *place = table.fetch(key.vid(), key.dst());
         }
-        for ((output, place), key) in outputs.iter_mut().zip(places).zip(keys) {
-            *output = table.route_fetched(place).unwrap_or_else(|| one(table, *key));
+        let mut any = 0;
+        for (output, place) in outputs.iter_mut().zip(&places) {
+            *output = table.route_fetched(*place);
+            any |= *output;
+        }
+        if any == ELSEWHERE {
+            again(table, keys, &mut outputs);
         }
     } else {
         for (output, key) in outputs.iter_mut().zip(keys) {
@@ -74,6 +76,16 @@ fn look_up(table: &Table, keys: &[Key]) -> [u16; BURST] {
         }
     }
     outputs
+}
+
+/// Those that were not found.
+#[inline(never)]
+fn again(table: &Table, keys: &[Key], outputs: &mut [u16; BURST]) {
+    for (output, key) in outputs.iter_mut().zip(keys) {
+        if *output == ELSEWHERE {
+            *output = one(table, *key);
+        }
+    }
 }
 
 #[inline(always)]
