@@ -144,13 +144,13 @@ impl Table {
     /// Of a frame that is not among the near entries.
     #[inline(never)]
     fn route_others(&self, key: u64) -> Route<'_> {
-        let (vid, dst) = (key as u16, key >> VID_BITS);
         if self.is_far() {
-            let tx = self.route_fetched(self.fetch(vid, dst));
+            let tx = self.far.get(self.far.fetch(key));
             if tx != NONE {
                 return Route::One(tx);
             }
         }
+        let (vid, dst) = (key as u16, key >> VID_BITS);
         let Some(vlan) = self.vlans.get(usize::from(vid)) else {
             return Route::Drop(DropReason::ReservedVlan);
         };
